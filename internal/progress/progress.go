@@ -1,0 +1,178 @@
+// Package progress shows what long operations are doing: bars with totals on a terminal, plain lines in a log.
+//
+// A reporter travels in the context, so that packages report progress without knowing to whom:
+//
+//	ctx = progress.With(ctx, os.Stderr)
+//	task := progress.Start(ctx, "fetch gcc-12", size)
+//	defer func() { task.Done(err) }()
+//	io.Copy(dst, task.Reader(src))
+//
+// Without a reporter in the context all of it does nothing.
+package progress
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/term"
+)
+
+type key struct{}
+
+// Reporter writes progress to one place.
+type Reporter struct {
+	mu   sync.Mutex
+	w    io.Writer
+	bars *mpb.Progress // nil where w is not a terminal
+}
+
+// With returns a context whose tasks are shown on w, and the reporter, which must be closed at the end.
+func With(ctx context.Context, w io.Writer) (context.Context, *Reporter) {
+	r := &Reporter{w: w}
+	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		r.bars = mpb.New(mpb.WithOutput(w), mpb.WithWidth(40), mpb.WithRefreshRate(120*time.Millisecond), mpb.WithAutoRefresh())
+	}
+	return context.WithValue(ctx, key{}, r), r
+}
+
+// Close waits until the last bar has been drawn.
+func (r *Reporter) Close() {
+	if r.bars != nil {
+		r.bars.Shutdown()
+	}
+}
+
+// Logf writes a line.
+func Logf(ctx context.Context, format string, args ...any) {
+	if r, ok := ctx.Value(key{}).(*Reporter); ok {
+		r.logf(format, args...)
+	}
+}
+
+func (r *Reporter) logf(format string, args ...any) {
+	line := fmt.Sprintf(format, args...) + "\n"
+	if r.bars != nil {
+		if _, err := r.bars.Write([]byte(line)); err == nil {
+			return
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	io.WriteString(r.w, line)
+}
+
+// Task is an operation in progress. A nil Task is one that nobody watches.
+type Task struct {
+	r     *Reporter
+	name  string
+	total int64
+	start time.Time
+	bar   *mpb.Bar
+
+	mu   sync.Mutex
+	done int64
+	tick *time.Ticker // repeats the state of a long task in a log
+	stop chan struct{}
+}
+
+// logInterval is how often a log gets a line about a task that is still going.
+const logInterval = 10 * time.Second
+
+// Start begins a task of total bytes, or of unknown size if total is 0.
+func Start(ctx context.Context, name string, total int64) *Task {
+	r, ok := ctx.Value(key{}).(*Reporter)
+	if !ok {
+		return nil
+	}
+	t := &Task{r: r, name: name, total: total, start: time.Now()}
+	if r.bars == nil {
+		t.tick = time.NewTicker(logInterval)
+		t.stop = make(chan struct{})
+		go t.log()
+		return t
+	}
+	left := mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR))
+	if total > 0 {
+		t.bar = r.bars.New(total, mpb.BarStyle(), left,
+			mpb.AppendDecorators(decor.Counters(decor.SizeB1024(0), "% .1f / % .1f")), mpb.BarRemoveOnComplete())
+	} else {
+		t.bar = r.bars.New(1, mpb.SpinnerStyle(), left,
+			mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)), mpb.BarRemoveOnComplete())
+	}
+	return t
+}
+
+func (t *Task) log() {
+	for {
+		select {
+		case <-t.stop:
+			return
+		case <-t.tick.C:
+			t.mu.Lock()
+			done := t.done
+			t.mu.Unlock()
+			elapsed := time.Since(t.start).Round(time.Second)
+			if t.total > 0 {
+				t.r.logf("%s: %d of %d MB (%v)", t.name, done>>20, t.total>>20, elapsed)
+			} else {
+				t.r.logf("%s: %v", t.name, elapsed)
+			}
+		}
+	}
+}
+
+// Add says that n more bytes are done.
+func (t *Task) Add(n int64) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	t.done += n
+	t.mu.Unlock()
+	if t.bar != nil && t.total > 0 {
+		t.bar.IncrInt64(n)
+	}
+}
+
+// Reader returns r, counting what is read from it.
+func (t *Task) Reader(r io.Reader) io.Reader {
+	if t == nil {
+		return r
+	}
+	return &reader{t, r}
+}
+
+type reader struct {
+	t *Task
+	r io.Reader
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	r.t.Add(int64(n))
+	return n, err
+}
+
+// Done ends the task. Failures are for the caller to report; they only end the bar.
+func (t *Task) Done(err error) {
+	if t == nil {
+		return
+	}
+	if t.tick != nil {
+		t.tick.Stop()
+		close(t.stop)
+	} else if err != nil {
+		t.bar.Abort(true)
+	} else {
+		t.bar.SetTotal(-1, true)
+	}
+	if err == nil {
+		t.r.logf("%s: done (%v)", t.name, time.Since(t.start).Round(10*time.Millisecond))
+	}
+}
