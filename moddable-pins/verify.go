@@ -1,0 +1,130 @@
+package pins
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/enginery/enginery/internal/cas"
+)
+
+// Status is what became of checking a source.
+type Status string
+
+// The statuses.
+const (
+	Reached     Status = "reached"     // and gave the recorded tree
+	Unreachable Status = "unreachable" // nothing to compare
+	Different   Status = "DIFFERENT"   // gave something else
+	Unrecorded  Status = "unrecorded"  // gave a tree, and the pin has none to compare it with
+)
+
+// Check is the outcome for one source of one component.
+type Check struct {
+	Component string
+	Commit    string
+	Pins      []string // that have this component
+	Source    string
+	Status    Status
+	Tree      cas.Digest // what came, if anything did
+	Err       error      // why it is unreachable or different
+}
+
+// Verify fetches every source of the named pins, or of all pins, anew, and says whether each gives the recorded tree.
+// What several pins share is checked once. The error is for what kept it from checking.
+func (f *Fetcher) Verify(ctx context.Context, names ...string) ([]Check, error) {
+	if len(names) == 0 {
+		names = Names()
+	}
+	var checks []Check
+	index := make(map[string]int) // of component, commit and source
+	var verify []func() error
+	scratch, remove, err := f.Store.Scratch("verify")
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	fresh, err := cas.Open(scratch) // so that nothing comes from the cache
+	if err != nil {
+		return nil, err
+	}
+	anew := &Fetcher{Store: fresh, Mirror: f.Mirror}
+	for _, name := range names {
+		p, err := Load(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range []*Component{&p.Moddable, &p.XsnapNative} {
+			places, err := anew.places(c)
+			if err != nil {
+				return nil, err
+			}
+			for _, pl := range places {
+				key := fmt.Sprintf("%s %s %s %s", c.Name, c.Commit, c.Tree, pl)
+				if i, ok := index[key]; ok {
+					checks[i].Pins = append(checks[i].Pins, name)
+					continue
+				}
+				i := len(checks)
+				index[key] = i
+				checks = append(checks, Check{Component: c.Name, Commit: c.Commit, Pins: []string{name}, Source: pl.String()})
+				verify = append(verify, func() error { return anew.verify(ctx, c, pl, &checks[i]) })
+			}
+		}
+	}
+	for _, v := range verify {
+		if err := v(); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(checks, func(a, b Check) int {
+		return cmp.Or(cmp.Compare(a.Component, b.Component), cmp.Compare(a.Commit, b.Commit))
+	})
+	return checks, nil
+}
+
+func (f *Fetcher) verify(ctx context.Context, c *Component, pl place, check *Check) error {
+	found, err := f.obtain(ctx, c, pl)
+	var other *TreeError
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.As(err, &other):
+		check.Status, check.Tree, check.Err = Different, other.Found, err
+	case err != nil && unavailable(err):
+		check.Status, check.Err = Unreachable, err
+	case err != nil:
+		check.Status, check.Err = Different, err
+	case !c.Recorded:
+		check.Status, check.Tree = Unrecorded, found
+	default:
+		check.Status, check.Tree = Reached, found
+	}
+	return nil
+}
+
+// WriteTable writes the checks as a table, and below it why sources were not as they must be.
+func WriteTable(w io.Writer, checks []Check) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "COMPONENT\tCOMMIT\tSTATUS\tSOURCE\tPINS")
+	for _, c := range checks {
+		fmt.Fprintf(tw, "%s\t%.8s\t%s\t%s\t%s\n", c.Component, c.Commit, c.Status, c.Source, strings.Join(c.Pins, " "))
+	}
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for _, c := range checks {
+		switch {
+		case c.Err != nil:
+			fmt.Fprintf(w, "%s %.8s from %s: %v\n", c.Component, c.Commit, c.Source, c.Err)
+		case c.Status == Unrecorded:
+			fmt.Fprintf(w, "%s %.8s from %s: its tree is %s; go tool mage pins:add records it\n", c.Component, c.Commit, c.Source, c.Tree)
+		}
+	}
+	return nil
+}
