@@ -43,14 +43,14 @@ type Recipe struct {
 type Target struct {
 	Platform  string // as in OCI: "linux/amd64"
 	Toolchain *toolchain.Toolchain
-	CC        string // the compiler's command in the toolchain
+	LDFlags   []string // added to the recipe's
 }
 
-// Make says how upstream's makefile is driven. Its strings are templates, see [Recipe.MakeArgs].
+// Make says how upstream's makefile is driven. Variables and Output are templates, see [Recipe.MakeArgs].
 type Make struct {
 	Directory string   // where make runs, below the root that holds moddable/ and xsnap-native/
 	File      string   // the makefile, in Directory
-	Variables []string // NAME=value, in order
+	Variables []string // NAME=value, sorted
 	Output    string   // the worker, below the root
 }
 
@@ -77,23 +77,6 @@ type Observation struct {
 	Reply     string // the worker's reply, or the exception's text
 }
 
-// Vector is a golden vector: a program for a fresh worker, some of whose steps are observed.
-type Vector struct {
-	Name        string
-	Description string
-	Steps       []Step
-}
-
-// Step is one step of a vector: exactly one of Evaluate, Bundle, Command, Snapshot and Resume.
-type Step struct {
-	Evaluate string // JavaScript source
-	Bundle   string // "lockdown" or "supervisor": evaluates the version's bundle as hosts do
-	Command  string // bytes for the guest's handleCommand
-	Snapshot bool   // writes a heap snapshot; the worker goes on
-	Resume   bool   // writes a heap snapshot and goes on in a new worker that loads it
-	Label    string // if not empty, the golden values hold an observation of this step
-}
-
 // Target returns the target for a platform.
 func (r *Recipe) Target(platform string) (Target, bool) {
 	for _, t := range r.Targets {
@@ -108,11 +91,25 @@ func (r *Recipe) Target(platform string) (Target, bool) {
 // in r.Make.Directory below root, the absolute path of the directory that holds moddable/ and xsnap-native/. The number of
 // jobs is not part of it: it changes nothing.
 //
-// The templates' placeholders are {root}, {goal}, {xsnap} (the xsnap version), {cc}, {cflags} and {ldflags}; flags are
-// quoted for the shell that make starts.
+// The templates' placeholders are {root}, {goal}, {xsnap} (the xsnap version), {cc} (the toolchain's compiler), {cflags}
+// and {ldflags}. Flags are quoted for the shell that make starts.
 func (r *Recipe) MakeArgs(t Target, goal, root string) []string {
+	words := func(flags []string) string {
+		quoted := make([]string, len(flags))
+		for i, f := range flags {
+			quoted[i] = quote(strings.ReplaceAll(f, "{root}", root))
+		}
+		return strings.Join(quoted, " ")
+	}
+	fill := strings.NewReplacer(
+		"{root}", root,
+		"{goal}", goal,
+		"{xsnap}", r.XsnapVersion,
+		"{cc}", t.Toolchain.Compiler,
+		"{cflags}", words(r.CFlags),
+		"{ldflags}", words(slices.Concat(r.LDFlags, t.LDFlags)),
+	)
 	args := []string{"make", "-f", r.Make.File}
-	fill := r.filler(t, goal, root)
 	for _, v := range r.Make.Variables {
 		args = append(args, fill.Replace(v))
 	}
@@ -124,30 +121,11 @@ func (r *Recipe) Output(goal string) string {
 	return strings.ReplaceAll(r.Make.Output, "{goal}", goal)
 }
 
-func (r *Recipe) filler(t Target, goal, root string) *strings.Replacer {
-	words := func(flags []string) string {
-		quoted := make([]string, len(flags))
-		for i, f := range flags {
-			quoted[i] = quote(strings.ReplaceAll(f, "{root}", root))
-		}
-		return strings.Join(quoted, " ")
-	}
-	return strings.NewReplacer(
-		"{root}", root,
-		"{goal}", goal,
-		"{xsnap}", r.XsnapVersion,
-		"{cc}", t.CC,
-		"{cflags}", words(r.CFlags),
-		"{ldflags}", words(r.LDFlags),
-	)
-}
-
 // quote writes a flag as one word of the shell, in the value of a variable of make.
 func quote(flag string) string {
-	plain := !strings.ContainsFunc(flag, func(c rune) bool {
+	if strings.ContainsFunc(flag, func(c rune) bool {
 		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("-_+=.,/:@%", c))
-	})
-	if !plain {
+	}) {
 		flag = "'" + strings.ReplaceAll(flag, "'", `'\''`) + "'"
 	}
 	return strings.ReplaceAll(flag, "$", "$$")

@@ -60,12 +60,12 @@ func Line(data []byte, key string) int {
 		switch e.Kind {
 		case unstable.Table:
 			table = resolve(name, counts)
-			note(lines, table, line)
+			noteAll(lines, table, line)
 		case unstable.ArrayTable:
 			parent := resolve(name, counts)
 			table = fmt.Sprintf("%s.%d", parent, counts[parent])
 			counts[parent]++
-			note(lines, parent, line)
+			noteAll(lines, parent, line)
 			note(lines, table, line)
 		case unstable.KeyValue:
 			full := join(table, name)
@@ -142,5 +142,12 @@ func join(table, key string) string {
 func note(lines map[string]int, key string, line int) {
 	if _, ok := lines[key]; !ok {
 		lines[key] = line
+	}
+}
+
+// noteAll notes a table and those around it, which a header creates where they are not there yet.
+func noteAll(lines map[string]int, table string, line int) {
+	for ; table != ""; table = table[:max(0, strings.LastIndexByte(table, '.'))] {
+		note(lines, table, line)
 	}
 }

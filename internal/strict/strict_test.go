@@ -36,6 +36,7 @@ func TestLine(t *testing.T) {
 		"make.vars.1":                     8,
 		"golden.release.fresh.end.size":   12,
 		"golden.release.fresh.other.size": 11,
+		"golden.debug.fresh":              11,
 		"source.0.npm":                    15,
 		"source.1.npm":                    18,
 		"source.1.git.url":                20,
