@@ -1,0 +1,121 @@
+package toolchain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"sync"
+
+	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/progress"
+	"golang.org/x/sync/errgroup"
+)
+
+// Options say how Ensure gets at a toolchain that is not there yet.
+type Options struct {
+	From string // OCI layout or registry repository to take the image from; empty: packages through apt
+	Jobs int    // packages to unpack at once; 0: as many as there are CPUs
+}
+
+// Ensure returns the directory of the toolchain's root file system, which is made if it is missing and verified, every
+// byte of it, if it is there. One that is damaged is put aside and made anew.
+func Ensure(ctx context.Context, store *cas.Store, t *Toolchain, opts Options) (string, error) {
+	err := store.VerifyRoot(t.Root)
+	var corrupt *cas.CorruptError
+	switch {
+	case err == nil:
+		return store.Root(t.Root), nil
+	case errors.As(err, &corrupt):
+		progress.Logf(ctx, "toolchain %s is made anew: %v", t.Name, err)
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("toolchain %s: %w", t.Name, err)
+	}
+	origin := "the packages in its lock"
+	fill := func(dir string) error {
+		return unpackPackages(ctx, store, &t.Spec, t.Packages, dir, opts.jobs())
+	}
+	if opts.From != "" {
+		origin = "its image in " + opts.From
+		fill = func(dir string) error { return unpackImage(ctx, t, opts.From, dir) }
+	} else if err := fetch(ctx, store, t); err != nil {
+		return "", fmt.Errorf("toolchain %s: %w", t.Name, err)
+	}
+	root, err := store.PutRoot(ctx, t.Root, fill)
+	var mismatch *cas.MismatchError
+	if errors.As(err, &mismatch) {
+		return "", fmt.Errorf("toolchain %s: %s.lock has been changed: %s do not give the root file system that it names: %w",
+			t.Name, t.Name, origin, err)
+	} else if err != nil {
+		return "", fmt.Errorf("toolchain %s: from %s: %w", t.Name, origin, err)
+	}
+	return root, nil
+}
+
+func (o Options) jobs() int {
+	if o.Jobs > 0 {
+		return o.Jobs
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// fetching lets toolchains be fetched one after the other, as they share packages.
+var fetching sync.Mutex
+
+// fetch brings the toolchain's packages into the store. Those that are there are verified.
+func fetch(ctx context.Context, store *cas.Store, t *Toolchain) error {
+	fetching.Lock()
+	defer fetching.Unlock()
+	missing, err := missingPackages(ctx, store, t.Packages)
+	if err != nil || len(missing) == 0 {
+		return err
+	}
+	scratch, remove, err := store.Scratch("apt")
+	if err != nil {
+		return err
+	}
+	defer remove()
+	a, err := newApt(ctx, scratch, &t.Spec)
+	if err == nil {
+		err = a.fetch(ctx, store, missing)
+	}
+	if err != nil {
+		return fmt.Errorf("%w\n(where apt cannot help, name an OCI layout or a registry repository that has the image %s: "+
+			"--toolchain-from, ENGINERY_TOOLCHAIN_FROM)", err, t.Image)
+	}
+	return nil
+}
+
+// missingPackages returns the packages that are not in the store, or are damaged there.
+func missingPackages(ctx context.Context, store *cas.Store, packages []Package) ([]Package, error) {
+	damaged := make([]error, len(packages))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for i, p := range packages {
+		g.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			damaged[i] = store.Verify(p.Digest())
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	var missing []Package
+	for i, p := range packages {
+		var corrupt *cas.CorruptError
+		switch err := damaged[i]; {
+		case err == nil:
+			continue
+		case errors.As(err, &corrupt):
+			progress.Logf(ctx, "package %s is fetched anew: %v", p, err)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, fmt.Errorf("package %s: %w", p, err)
+		}
+		missing = append(missing, p)
+	}
+	return missing, nil
+}
