@@ -211,7 +211,7 @@ func TestFetchGit(t *testing.T) {
 		"another tree on record": {func(_ *testing.T, _ *Fetcher, c *Component) { c.Tree = cas.OfBytes(nil) }, new(*TreeError), "they were not used"},
 		"a commit that does not exist": {func(_ *testing.T, _ *Fetcher, c *Component) {
 			c.Commit = strings.Repeat("ab", 20)
-		}, new(*UnavailableError), "abababab"},
+		}, new(*UnavailableError), "it does not have that commit"},
 		"a tree's id for the commit's": {func(t *testing.T, _ *Fetcher, c *Component) {
 			c.Commit = git_(t, u.dir, "rev-parse", u.commit+"^{tree}")
 		}, new(*UnavailableError), ""},
@@ -514,12 +514,31 @@ func TestVerify(t *testing.T) {
 	if len(checks) != 7 || reached < 4 {
 		t.Errorf("%d sources, %d reached; want 3 of Moddable and 2 of each xsnap-native, 4 of them on npm", len(checks), reached)
 	}
-	var b strings.Builder
-	if err := WriteTable(&b, checks); err != nil {
-		t.Fatal(err)
-	}
-	if want := "npm @agoric/xsnap@0.15.0"; !strings.Contains(b.String(), want) {
-		t.Errorf("the table lacks %q:\n%s", want, b.String())
+}
+
+func TestWriteTable(t *testing.T) {
+	a, b := strings.Repeat("a", 40), strings.Repeat("b", 40)
+	var got strings.Builder
+	err := WriteTable(&got, []Check{
+		{"moddable", a, []string{"one", "two"}, "npm x@1.0.0", Reached, cas.OfBytes(nil), nil},
+		{"moddable", a, []string{"one"}, "git url", Unreachable, cas.Digest{}, errors.New("no host")},
+		{"moddable", b, []string{"two"}, "git url", Unreachable, cas.Digest{}, errors.New("no host")},
+		{"xsnap-native", b, []string{"two"}, "git other", Unrecorded, cas.OfBytes(nil), nil},
+	})
+	want := `COMPONENT     COMMIT    STATUS       SOURCE       PINS
+moddable      aaaaaaaa  reached      npm x@1.0.0  one two
+moddable      aaaaaaaa  unreachable  git url      one
+moddable      bbbbbbbb  unreachable  git url      two
+xsnap-native  bbbbbbbb  unrecorded   git other    two
+
+unreachable from git url: no host
+  (moddable aaaaaaaa, moddable bbbbbbbb)
+
+unrecorded: git other has the tree ` + cas.OfBytes(nil).String() + `; go tool mage pins:add records it
+  (xsnap-native bbbbbbbb)
+`
+	if err != nil || got.String() != want {
+		t.Errorf("got %v\n%s\nwant\n%s", err, got.String(), want)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -83,6 +84,10 @@ func (g *git) run(ctx context.Context, stdin io.Reader, args ...string) ([]byte,
 // as it does with all that it receives.
 func (g *git) fetch(ctx context.Context, commit string) error {
 	if _, err := g.run(ctx, nil, "fetch", "--progress", "--no-tags", "--depth=1", "--recurse-submodules=no", "origin", commit); err != nil {
+		var exit *client.ExitError
+		if errors.As(err, &exit) && strings.Contains(exit.Stderr, "not our ref") {
+			return fmt.Errorf("it does not have that commit: %w", err)
+		}
 		return err
 	}
 	out, err := g.run(ctx, nil, "rev-parse", "--verify", "FETCH_HEAD^{commit}")

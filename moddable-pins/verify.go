@@ -118,12 +118,26 @@ func WriteTable(w io.Writer, checks []Check) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
+	var reasons []string
+	of := make(map[string][]string) // what each reason is about
 	for _, c := range checks {
+		reason := ""
 		switch {
 		case c.Err != nil:
-			fmt.Fprintf(w, "%s %.8s from %s: %v\n", c.Component, c.Commit, c.Source, c.Err)
+			reason = fmt.Sprintf("%s from %s: %v", c.Status, c.Source, c.Err)
 		case c.Status == Unrecorded:
-			fmt.Fprintf(w, "%s %.8s from %s: its tree is %s; go tool mage pins:add records it\n", c.Component, c.Commit, c.Source, c.Tree)
+			reason = fmt.Sprintf("unrecorded: %s has the tree %s; go tool mage pins:add records it", c.Source, c.Tree)
+		default:
+			continue
+		}
+		if of[reason] == nil {
+			reasons = append(reasons, reason)
+		}
+		of[reason] = append(of[reason], fmt.Sprintf("%s %.8s", c.Component, c.Commit))
+	}
+	for _, reason := range reasons {
+		if _, err := fmt.Fprintf(w, "\n%s\n  (%s)\n", reason, strings.Join(of[reason], ", ")); err != nil {
+			return err
 		}
 	}
 	return nil
