@@ -256,6 +256,39 @@ func TestSweepSparesTheLiving(t *testing.T) {
 	}
 }
 
+func TestLockExcludes(t *testing.T) {
+	s := newStore(t)
+	d := OfBytes([]byte("action"))
+	unlock, err := s.Lock(t.Context(), d, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan bool, 1)
+	got := make(chan error, 1)
+	go func() {
+		again, err := s.Lock(t.Context(), d, func() { waited <- true })
+		if err == nil {
+			again()
+		}
+		got <- err
+	}()
+	<-waited
+	select {
+	case err := <-got:
+		t.Fatalf("the second Lock returned %v while the first was held", err)
+	default:
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Lock(ctx, d, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("Lock with an ended context: %v", err)
+	}
+	unlock()
+	if err := <-got; err != nil {
+		t.Errorf("the second Lock: %v", err)
+	}
+}
+
 func BenchmarkVerify(b *testing.B) {
 	s := newStore(b)
 	data := bytes.Repeat([]byte("0123456789abcdef"), 1<<16)

@@ -1,0 +1,124 @@
+// Package enginetest gives tests the engines that they test: built from their recipes, in the store that all builds share.
+package enginetest
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"github.com/enginery/enginery/build"
+	"github.com/enginery/enginery/internal/cas"
+	pins "github.com/enginery/enginery/moddable-pins"
+	"github.com/enginery/enginery/recipes"
+	bundles "github.com/enginery/enginery/supervisor-bundles"
+	"github.com/enginery/enginery/toolchain"
+)
+
+// NPM are the versions whose every input is an npm or Debian package.
+var NPM = []string{"agoric-upgrade-16", "agoric-upgrade-17", "agoric-upgrade-18", "agoric-upgrade-22"}
+
+// Store returns the store that builds use by default.
+func Store(t testing.TB) *cas.Store {
+	t.Helper()
+	dir, err := cas.DefaultDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := cas.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// Recipe returns the recipe of a version.
+func Recipe(t testing.TB, id string) *recipes.Recipe {
+	t.Helper()
+	r, err := recipes.Load(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Worker returns the path of a version's worker for a platform and goal, built if it is not yet. It is a copy of the test's own.
+func Worker(t testing.TB, id, platform, goal string) string {
+	t.Helper()
+	s := Store(t)
+	r := Recipe(t, id)
+	target, ok := r.Target(platform)
+	if !ok {
+		t.Fatalf("%s is not built for %s", id, platform)
+	}
+	r.Targets, r.Goals = []recipes.Target{target}, []string{goal}
+	outputs, err := build.Engines(t.Context(), s, Executor(t, s), Fetch(s), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, ok := outputs[id].Worker(platform, goal)
+	if !ok {
+		t.Fatalf("%s has no %s worker for %s", id, goal, platform)
+	}
+	path := filepath.Join(t.TempDir(), "xsnap-worker")
+	if err := s.ExportFile(w.Binary, path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Executor returns an executor on this machine.
+func Executor(t testing.TB, s *cas.Store) *build.Local {
+	t.Helper()
+	jobs, err := build.NewJobs(runtime.NumCPU())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(jobs.Close)
+	return &build.Local{Store: s, Jobs: jobs, Toolchain: func(ctx context.Context, tc *toolchain.Toolchain) (string, error) {
+		return toolchain.Ensure(ctx, s, tc, toolchain.Options{From: os.Getenv("ENGINERY_TOOLCHAIN_FROM")})
+	}}
+}
+
+// Fetch returns a function that brings a recipe's sources into the store.
+func Fetch(s *cas.Store) func(context.Context, *recipes.Recipe) error {
+	f := &pins.Fetcher{Store: s, Mirror: os.Getenv(pins.MirrorEnv)}
+	return func(ctx context.Context, r *recipes.Recipe) error { return f.Fetch(ctx, r.Pin) }
+}
+
+// Bundles returns the version's lockdown and supervisor bundles, as published.
+func Bundles(t testing.TB, r *recipes.Recipe) (lockdown, supervisor []byte) {
+	t.Helper()
+	s := Store(t)
+	if err := bundles.Fetch(t.Context(), s, r.Bundles); err != nil {
+		t.Fatal(err)
+	}
+	lockdown, err := s.ReadAll(r.Bundles.Lockdown.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	supervisor, err = s.ReadAll(r.Bundles.Supervisor.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lockdown, supervisor
+}
+
+// Emulator returns what has to stand before the command line of a worker for a platform: nothing on that platform itself.
+func Emulator(t testing.TB, platform string) []string {
+	t.Helper()
+	if platform == "linux/"+runtime.GOARCH {
+		return nil
+	}
+	if platform != "linux/arm64" {
+		t.Fatalf("no emulator is known for %s", platform)
+	}
+	path, err := exec.LookPath("qemu-aarch64-static")
+	if err != nil {
+		t.Fatalf("%v: install the Debian package qemu-user-static, as go tool mage test does", err)
+	}
+	return []string{path}
+}
