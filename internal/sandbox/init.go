@@ -8,7 +8,6 @@ import (
 	"strconv"
 
 	"github.com/opencontainers/runc/libcontainer"
-	_ "github.com/opencontainers/runc/libcontainer/nsenter" // makes the namespaces, in C, before Go starts
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )

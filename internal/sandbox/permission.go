@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/moby/sys/capability"
+	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,8 +55,9 @@ func Check(ctx context.Context) error {
 
 // host is what decides whether this process may make a container.
 type host struct {
-	sysctl   func(name string) string // "" if there is none
-	can      func(capability.Cap) bool
+	sysctl   func(name string) string  // "" if there is none
+	can      func(capability.Cap) bool // has a capability in its user namespace
+	nested   bool                      // in a user namespace of its own, so that its capabilities are no privileges
 	hard     func(resource int) uint64 // hard limit
 	euid     int
 	filtered bool // behind a seccomp filter
@@ -75,8 +77,9 @@ func thisHost() host {
 			}
 			return l.Max
 		},
-		can:  func(capability.Cap) bool { return false },
-		euid: os.Geteuid(),
+		can:    func(capability.Cap) bool { return false },
+		nested: userns.RunningInUserNS(),
+		euid:   os.Geteuid(),
 	}
 	if caps, err := capability.NewPid2(0); err == nil && caps.Load() == nil {
 		h.can = func(c capability.Cap) bool { return caps.Get(capability.EFFECTIVE, c) }
@@ -87,6 +90,8 @@ func thisHost() host {
 	h.chrooted = err == nil && !mountedAtRoot(string(mounts))
 	return h
 }
+
+func (h host) privileged(c capability.Cap) bool { return !h.nested && h.can(c) }
 
 // mountedAtRoot says whether a mountinfo file has a mount on /. Behind a chroot there usually is none.
 func mountedAtRoot(mountinfo string) bool {
@@ -146,7 +151,7 @@ func (h host) missing(message string) (what, grant string) {
 		return "the kernel has been built without one of the namespaces", "use a kernel with CONFIG_USER_NS and the other CONFIG_*_NS"
 	case has("rlimit"):
 		for _, l := range limits {
-			if h.hard(l.Type) < l.Hard && !h.can(capability.CAP_SYS_RESOURCE) {
+			if h.hard(l.Type) < l.Hard && !h.privileged(capability.CAP_SYS_RESOURCE) {
 				return fmt.Sprintf("the hard limit for %s is %d, %d is needed", limitName[l.Type], h.hard(l.Type), l.Hard),
 					"raise it, e.g. with ulimit -H" + limitOption[l.Type] + " as root or in /etc/security/limits.conf"
 			}
@@ -155,10 +160,10 @@ func (h host) missing(message string) (what, grant string) {
 		return "the kernel or an outer container does not let a process filter its system calls",
 			"use a kernel with CONFIG_SECCOMP_FILTER, or allow the system call seccomp" + outer
 	case !denied:
-	case unsharing && h.sysctl("kernel.unprivileged_userns_clone") == "0" && !h.can(capability.CAP_SYS_ADMIN):
+	case unsharing && h.sysctl("kernel.unprivileged_userns_clone") == "0" && !h.privileged(capability.CAP_SYS_ADMIN):
 		return "only root may make user namespaces: kernel.unprivileged_userns_clone is 0",
 			"allow it, as root: sysctl -w kernel.unprivileged_userns_clone=1"
-	case (unsharing || mapping || mounting) && h.sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1" && !h.can(capability.CAP_SYS_ADMIN):
+	case (unsharing || mapping || mounting) && h.sysctl("kernel.apparmor_restrict_unprivileged_userns") == "1" && !h.privileged(capability.CAP_SYS_ADMIN):
 		return "AppArmor takes the privileges from user namespaces of ordinary users: kernel.apparmor_restrict_unprivileged_userns is 1",
 			"allow it, as root: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0"
 	case mapping && h.euid == 0 && !h.can(capability.CAP_SETFCAP):
@@ -171,7 +176,7 @@ func (h host) missing(message string) (what, grant string) {
 	case has(`mounting "proc"`, `at "/proc"`):
 		return "a new /proc may not be mounted, since parts of this one are masked by an outer container",
 			"unmask it; for Docker: --security-opt systempaths=unconfined, for Podman: --security-opt unmask=ALL"
-	case mounting && h.filtered && !h.can(capability.CAP_SYS_ADMIN):
+	case mounting && h.filtered && !h.privileged(capability.CAP_SYS_ADMIN):
 		return "mounting is forbidden by an outer container's seccomp filter", "allow it" + outer
 	case unsharing || mapping:
 		return ownNamespaces, "look for a security module (SELinux, AppArmor) that forbids it, in the kernel log"

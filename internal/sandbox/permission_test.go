@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/moby/sys/capability"
@@ -90,8 +89,6 @@ func childOuter(string) error {
 func TestForbidden(t *testing.T) {
 	users := users()
 	caller, nested, last := users[0], users[1], users[len(users)-1]
-	mounter := nested
-	mounter.attr.Cloneflags |= syscall.CLONE_NEWNS
 	var namespaces string
 	for _, kind := range []string{"user", "pid", "net"} {
 		namespaces += fmt.Sprintf("the user may not make namespaces: user.max_%s_namespaces is 0; allow it, as root: sysctl -w user.max_%[1]s_namespaces=10000\n", kind)
@@ -103,8 +100,8 @@ func TestForbidden(t *testing.T) {
 	}{
 		{"forbid", nested, namespaces},
 		{"limited", last, "the hard limit for the stack is 16777216, 67108864 is needed\n"},
-		{"masked", mounter, "sandbox: a new /proc may not be mounted, since parts of this one are masked by an outer container; unmask it"},
-		{"noexec", mounter, "is on a file system mounted noexec, so nothing in it can run"},
+		{"masked", nested, "sandbox: a new /proc may not be mounted, since parts of this one are masked by an outer container; unmask it"},
+		{"noexec", nested, "is on a file system mounted noexec, so nothing in it can run"},
 		{"outer", caller, "sandbox: the user may not make namespaces: an outer container's seccomp filter forbids it; allow unshare and mount"},
 	} {
 		t.Run(c.child, func(t *testing.T) {
@@ -190,7 +187,7 @@ func TestOtherUsersDirectory(t *testing.T) {
 	if got := unreachable(closed, os.Getuid()+1); got != want {
 		t.Errorf("another's: got %q, want %q", got, want)
 	}
-	if os.Getuid() == 0 {
+	if isRoot() {
 		s, err := newSpec(closed, probe)
 		if err != nil {
 			t.Fatal(err)

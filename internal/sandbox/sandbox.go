@@ -14,7 +14,8 @@
 //
 // and no network (an interface "lo" that is down, and no sockets but Unix ones), one user and group (0, which is
 // the caller outside), no capabilities, no way to get any, host name "enginery", umask 022, fixed limits, no
-// controlling terminal, and only the environment and descriptors that Spec names. The command is process 1. It is
+// controlling terminal, and only the environment and descriptors that Spec names. The command is process 1, on which
+// a signal from inside has no effect unless it handles that. It is
 // killed with everything it has started when it ends, when the context ends, and when the calling process dies,
 // however it dies; no mount, control group or process of it is left then.
 //
@@ -53,7 +54,7 @@ type Spec struct {
 	Root string
 	Work string // host directory that becomes WorkDir
 
-	Dir  string   // working directory inside: WorkDir or below it
+	Dir  string   // working directory inside: WorkDir or below it, where it is made if it is missing
 	Args []string // command; without a slash it is searched in the PATH of Env
 	Env  []string // whole environment; must set HOME, which libcontainer would add
 
@@ -164,6 +165,9 @@ func Run(ctx context.Context, s Spec) (err error) {
 
 // resolve checks the Spec and makes its paths absolute and free of symbolic links.
 func (s *Spec) resolve() (err error) {
+	if !startable {
+		return errors.New("this program has been built without cgo, which starting a container takes: build it with CGO_ENABLED=1 and a C compiler")
+	}
 	if len(s.Args) == 0 {
 		return errors.New("no command")
 	}

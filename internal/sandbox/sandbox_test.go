@@ -1,11 +1,13 @@
 package sandbox
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -22,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,6 +32,7 @@ import (
 const (
 	childVar = "SANDBOX_TEST_CHILD"
 	baseVar  = "SANDBOX_TEST_BASE"
+	userVar  = "SANDBOX_TEST_USER"
 )
 
 var probe string // the probe's binary
@@ -49,7 +53,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		probe = filepath.Join(dir, "probe")
-		build := exec.Command("go", "build", "-o", probe, "./testdata/probe")
+		build := exec.Command("go", "build", "-buildvcs=false", "-o", probe, "./testdata/probe")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "build the probe: %v\n%s", err, out)
@@ -100,6 +104,8 @@ type user struct {
 	uid  int
 }
 
+func isRoot() bool { return os.Getuid() == 0 && !userns.RunningInUserNS() }
+
 // users are all that this machine allows: whoever runs the tests, user 0 of a user namespace, and if the tests run
 // as root an ordinary user.
 func users() []user {
@@ -107,12 +113,12 @@ func users() []user {
 	list := []user{
 		{name: "caller", uid: me},
 		{name: "nested", uid: me, attr: syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER,
+			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNS,
 			UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: me, Size: 1}},
 			GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: group, Size: 1}},
 		}},
 	}
-	if me == 0 {
+	if isRoot() {
 		list = append(list, user{name: "ordinary", uid: 65534, attr: syscall.SysProcAttr{
 			Credential: &syscall.Credential{Uid: 65534, Gid: 65534},
 		}})
@@ -144,7 +150,7 @@ func (u user) child(t testing.TB, name string) (*exec.Cmd, string) {
 	}
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = []string{base} // so that the first stages of its containers can be found
-	cmd.Env = []string{childVar + "=" + name, baseVar + "=" + base, "SECRET=of the host", "LC_ALL=C.UTF-8", "TZ=Asia/Tokyo"}
+	cmd.Env = []string{childVar + "=" + name, baseVar + "=" + base, userVar + "=" + u.name, "SECRET=of the host", "LC_ALL=C.UTF-8", "TZ=Asia/Tokyo"}
 	cmd.Dir = "/"
 	attr := u.attr
 	cmd.SysProcAttr = &attr
@@ -157,6 +163,7 @@ var children = map[string]func(base string) error{
 	"forbid":  childForbid,
 	"limited": childLimited,
 	"masked":  childMasked,
+	"mounts":  childMounts,
 	"noexec":  childNoexec,
 	"outer":   childOuter,
 }
@@ -181,6 +188,7 @@ type Report struct {
 	Trees      map[string][]string
 	Masked     map[string]string
 	Given      string
+	Streams    []string
 
 	Tries map[string]string
 }
@@ -226,7 +234,17 @@ func childLook(base string) error {
 	w.Close()
 	s.Args = []string{"probe", "look", secret, base, "/etc/passwd", "/usr", "/root", "/sys/kernel"}
 	s.Files = []*os.File{r}
-	s.Stdout, s.Stderr = os.Stdout, os.Stderr
+	s.Dir = "/build/made"
+	if os.Getenv(userVar) == "nested" { // where it is not the machine's name
+		if err := errors.Join(unix.Sethostname([]byte("of-the-host")), unix.Setdomainname([]byte("example"))); err != nil {
+			return err
+		}
+	}
+	out, err := os.Create(filepath.Join(base, "out"))
+	if err != nil {
+		return err
+	}
+	s.Stdout, s.Stderr = out, os.Stderr
 	return Run(context.Background(), s)
 }
 
@@ -248,7 +266,7 @@ func firstProcessor() *unix.CPUSet {
 func TestLook(t *testing.T) {
 	want := Report{
 		Env:    []string{"HOME=/build", "PATH=/"},
-		Cwd:    "/build/sub",
+		Cwd:    "/build/made",
 		Host:   "enginery",
 		Domain: "(none)",
 		Umask:  "022",
@@ -264,11 +282,12 @@ func TestLook(t *testing.T) {
 		Personality: "00040000",
 		Fds:         []int{0, 1, 2, 3},
 		Given:       "given",
+		Streams:     []string{"D", "p", "p"}, // though the caller's are files
 		Processes:   []string{"1"},
 		Interfaces:  []string{"lo"},
 		Trees: map[string][]string{
 			"/":      {"d build", "d dev", "- probe", "d proc", "d tmp"},
-			"/build": {"d sub"},
+			"/build": {"d made", "d sub"},
 			"/tmp":   {},
 			"/dev": {"L fd", "D full", "D null", "L ptmx", "D random", "L stderr", "L stdin", "L stdout",
 				"D urandom", "D zero"},
@@ -331,14 +350,16 @@ func TestLook(t *testing.T) {
 	for _, u := range users() {
 		t.Run(u.name, func(t *testing.T) {
 			cmd, base := u.child(t, "look")
-			var stdout, stderr bytes.Buffer
-			cmd.Stdout, cmd.Stderr = &stdout, &stderr
-			if err := cmd.Run(); err != nil {
-				t.Fatalf("%v\n%s", err, &stderr)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			out, err := os.ReadFile(filepath.Join(base, "out"))
+			if err != nil {
+				t.Fatal(err)
 			}
 			var got Report
-			if err := json.Unmarshal(stdout.Bytes(), &got); err != nil {
-				t.Fatalf("%v\n%s", err, &stdout)
+			if err := json.Unmarshal(out, &got); err != nil {
+				t.Fatalf("%v\n%s", err, out)
 			}
 			for _, ns := range []string{"user", "mnt", "pid", "ipc", "uts", "net", "cgroup"} {
 				host, err := os.Readlink("/proc/self/ns/" + ns)
@@ -373,20 +394,21 @@ func TestLook(t *testing.T) {
 					}
 				}
 			}
-			checkOwner(t, filepath.Join(base, "work/new"), u.uid)
+			checkOwner(t, filepath.Join(base, "work/new"), u.uid, 0o644)
+			checkOwner(t, filepath.Join(base, "work/made"), u.uid, fs.ModeDir|0o755)
 			checkClean(t, base)
 		})
 	}
 }
 
-func checkOwner(t *testing.T, path string, uid int) {
+func checkOwner(t *testing.T, path string, uid int, mode fs.FileMode) {
 	t.Helper()
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := int(info.Sys().(*syscall.Stat_t).Uid); got != uid || info.Mode() != 0o644 {
-		t.Errorf("%s: owner %d, mode %v; want %d, -rw-r--r--", path, got, info.Mode(), uid)
+	if got := int(info.Sys().(*syscall.Stat_t).Uid); got != uid || info.Mode() != mode {
+		t.Errorf("%s: owner %d, mode %v; want %d, %v", path, got, info.Mode(), uid, mode)
 	}
 }
 
@@ -458,6 +480,7 @@ func TestRun(t *testing.T) {
 		{[]string{"true"}, nil},
 		{[]string{"exit", "3"}, &ExitError{Code: 3}},
 		{[]string{"segv"}, &ExitError{Signal: syscall.SIGSEGV}},
+		{[]string{"i386"}, nil}, // the filter is not passed by through another architecture
 	} {
 		t.Run(c.args[0], func(t *testing.T) {
 			t.Parallel()
@@ -570,6 +593,80 @@ func TestCancel(t *testing.T) {
 			checkClean(t, filepath.Dir(s.Work))
 		})
 	}
+}
+
+// The kernel kills a container when the thread that made it ends, so that must not happen while it runs.
+func TestThreadsEnd(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	const runs = 4
+	done := make(chan error, runs)
+	for range runs {
+		s := testSpec(t, "sleep", t.TempDir())
+		go func() { done <- Run(ctx, s) }()
+	}
+	for ctx.Err() == nil {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(runtime.LockOSThread) // a goroutine that ends so takes its thread along
+		}
+		wg.Wait()
+	}
+	for range runs {
+		if err := <-done; err != context.DeadlineExceeded {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+// childMounts mounts something in the work directory while a container is running.
+func childMounts(base string) error {
+	s, err := newSpec(base, filepath.Join(base, "probe"))
+	if err != nil {
+		return err
+	}
+	for _, m := range []struct {
+		source, target, kind string
+		flags                uintptr
+	}{{"", "/", "", unix.MS_REC | unix.MS_PRIVATE}, {"tmpfs", s.Work, "tmpfs", 0}, {"", s.Work, "", unix.MS_SHARED}} {
+		if err := unix.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", m.target, err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(s.Work, "sub"), 0o755); err != nil {
+		return err
+	}
+	wait, signal, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	lines, output := io.Pipe()
+	s.Args = []string{"probe", "wait", "/build/sub/new"}
+	s.Files = []*os.File{wait}
+	s.Stdout = output
+	go func() { _ = output.CloseWithError(Run(context.Background(), s)) }()
+	scanner := bufio.NewScanner(lines)
+	scanner.Scan()
+	if err := unix.Mount("tmpfs", filepath.Join(s.Work, "sub"), "tmpfs", 0, ""); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(s.Work, "sub/new"), nil, 0o644); err != nil {
+		return err
+	}
+	signal.Close()
+	for scanner.Scan() {
+		fmt.Println(scanner.Text())
+	}
+	return scanner.Err()
+}
+
+func TestMountsStayOutside(t *testing.T) {
+	cmd, base := users()[1].child(t, "mounts")
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != "no such file or directory\n" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	checkClean(t, base)
 }
 
 func TestConcurrent(t *testing.T) {

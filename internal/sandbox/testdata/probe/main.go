@@ -41,6 +41,7 @@ type Report struct {
 	Trees      map[string][]string // what is in /, /dev, /build, /tmp
 	Masked     map[string]string   // what a masked file has
 	Given      string              // what descriptor 3 has
+	Streams    []string            // what kind of file 0, 1, 2 are
 
 	Tries map[string]string // what happened: an errno, or "done"
 }
@@ -73,6 +74,18 @@ func main() {
 			fmt.Println("asleep")
 		}
 		time.Sleep(time.Hour)
+	case "i386":
+		const getpid = 20
+		if r := int80(getpid); r != -int32(syscall.ENOSYS) {
+			fmt.Println("getpid of i386:", r)
+			os.Exit(1)
+		}
+	case "wait": // for the end of descriptor 3, then look for a file
+		fmt.Println("waiting")
+		_, err := io.ReadAll(os.NewFile(3, "signal"))
+		check(err)
+		_, err = os.Stat(os.Args[2])
+		fmt.Println(errname(err))
 	case "look":
 		report := look(os.Args[2:])
 		check(json.NewEncoder(os.Stdout).Encode(report))
@@ -90,6 +103,11 @@ func look(hidden []string) *Report {
 		if _, _, e := syscall.RawSyscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0); e == 0 {
 			r.Fds = append(r.Fds, fd)
 		}
+	}
+	for _, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
+		info, err := f.Stat()
+		check(err)
+		r.Streams = append(r.Streams, info.Mode().String()[:1])
 	}
 	given, _ := io.ReadAll(os.NewFile(3, "given"))
 	r.Given = string(given)
