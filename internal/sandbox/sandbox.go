@@ -15,9 +15,9 @@
 // and no network (an interface "lo" that is down, and no sockets but Unix ones), one user and group (0, which is
 // the caller outside), no capabilities, no way to get any, host name "enginery", umask 022, fixed limits, no
 // controlling terminal, and only the environment and descriptors that Spec names. The command is process 1, on which
-// a signal from inside has no effect unless it handles that. It is
-// killed with everything it has started when it ends, when the context ends, and when the calling process dies,
-// however it dies; no mount, control group or process of it is left then.
+// a signal from inside has no effect unless it handles that. It is killed with everything it has started when it
+// ends, when the context ends, and when the calling process dies, however it dies; no mount, control group or process
+// of it is left then.
 //
 // What is not hidden: the kernel's version, the processor, the amount of memory, the clock; the caller's priority,
 // processors and limits on the use of the machine, which stay in force; and, in /proc/self/mountinfo, the host paths
