@@ -286,6 +286,28 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
+// An engine without bundles is a version too, if its vectors need none.
+func TestEngineAlone(t *testing.T) {
+	_, text := good(t)
+	with := refs()
+	with.Vector = func(name string) (*Vector, error) {
+		return &Vector{Name: name, Steps: []Step{{Evaluate: "1", Label: "sum"}, {Resume: true, Label: "after"}}}, nil
+	}
+	r, err := Parse(goodFile, []byte(strings.Replace(text, `"pair"`, `"none"`, 1)), with)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Bundles != nil {
+		t.Errorf("its bundles are %+v", r.Bundles)
+	}
+	if !strings.HasPrefix(string(r.JSON()), `{"bundles":{},"engine":`) {
+		t.Errorf("its JSON is %s", r.JSON())
+	}
+	if !r.Engine.Loads("agoric-upgrade-98") || r.Engine.Loads("agoric-upgrade-97") {
+		t.Errorf("it loads snapshots of %v, which is not what Loads says", r.Engine.LoadsSnapshotsOf)
+	}
+}
+
 func TestParseVectorErrors(t *testing.T) {
 	const text = "name = 'v'\ndescription = 'd'\n[[step]]\nevaluate = '1'\nlabel = 'a'\n[[step]]\nbundle = 'lockdown'\n[[step]]\nresume = true\nlabel = 'b'\n"
 	v, err := ParseVector("v.toml", []byte(text))
