@@ -58,6 +58,7 @@ Acquire::AllowDowngradeToInsecureRepositories "false";
 // no hooks, for they are about the host's state
 #clear APT::Update;
 #clear DPkg;
+APT::Update::Error-Mode "any";
 
 // no lists but those of binary packages
 #clear Acquire::IndexTargets;
@@ -114,7 +115,7 @@ func newApt(ctx context.Context, dir string, spec *Spec) (*apt, error) {
 
 // update reads the package lists. A source that fails does no harm as long as the suite is there.
 func (a *apt) update(ctx context.Context) error {
-	_, updateErr := a.run(ctx, nil, "apt-get", "-q", "update")
+	_, updateErr := a.run(ctx, nil, "apt-get", "update", "-q")
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -128,7 +129,7 @@ func (a *apt) update(ctx context.Context) error {
 			err := fmt.Errorf("none of this machine's apt sources serves the suite %s of Debian (component main, architecture %s); "+
 				"add one to /etc/apt/sources.list.d", a.spec.Suite, arch)
 			if updateErr != nil {
-				err = fmt.Errorf("%w; or is the network down? %w", err, updateErr)
+				err = fmt.Errorf("%w, or see why this failed: %w", err, updateErr)
 			}
 			return err
 		}
@@ -237,7 +238,7 @@ func (a *apt) resolve(ctx context.Context) ([]Package, error) {
 	if err := a.pretendInstalled(ctx, spec.LeaveOut); err != nil {
 		return nil, err
 	}
-	out, err := a.run(ctx, nil, "apt-get", append([]string{"install", "--simulate", "--yes", "--no-install-recommends"}, spec.Wanted...)...)
+	out, err := a.run(ctx, nil, "apt-get", append([]string{"install", "--simulate", "--yes"}, spec.Wanted...)...)
 	if err != nil {
 		return nil, err
 	}

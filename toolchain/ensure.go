@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os/exec"
 	"runtime"
 	"sync"
 
@@ -68,23 +69,32 @@ func fetch(ctx context.Context, store *cas.Store, t *Toolchain) error {
 	fetching.Lock()
 	defer fetching.Unlock()
 	missing, err := missingPackages(ctx, store, t.Packages)
-	if err != nil || len(missing) == 0 {
+	if err != nil {
 		return err
 	}
+	if _, err = exec.LookPath("dpkg-deb"); err != nil {
+		err = fmt.Errorf("this machine cannot unpack Debian packages: %w", err)
+	} else if len(missing) > 0 {
+		err = fetchMissing(ctx, store, &t.Spec, missing)
+	}
+	if err != nil && ctx.Err() == nil {
+		err = fmt.Errorf("%w\n(where apt cannot help, name an OCI layout or a registry repository that has the image %s: "+
+			"--toolchain-from, ENGINERY_TOOLCHAIN_FROM)", err, t.Image)
+	}
+	return err
+}
+
+func fetchMissing(ctx context.Context, store *cas.Store, spec *Spec, packages []Package) error {
 	scratch, remove, err := store.Scratch("apt")
 	if err != nil {
 		return err
 	}
 	defer remove()
-	a, err := newApt(ctx, scratch, &t.Spec)
-	if err == nil {
-		err = a.fetch(ctx, store, missing)
-	}
+	a, err := newApt(ctx, scratch, spec)
 	if err != nil {
-		return fmt.Errorf("%w\n(where apt cannot help, name an OCI layout or a registry repository that has the image %s: "+
-			"--toolchain-from, ENGINERY_TOOLCHAIN_FROM)", err, t.Image)
+		return err
 	}
-	return nil
+	return a.fetch(ctx, store, packages)
 }
 
 // missingPackages returns the packages that are not in the store, or are damaged there.

@@ -152,6 +152,12 @@ var (
 	hashRE         = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
+// check is a value that must match an expression.
+type check struct {
+	key, value string
+	re         *regexp.Regexp
+}
+
 // ParseSpec parses data, the content of the named file, as the toolchain called name.
 func ParseSpec(name, file string, data []byte) (*Spec, error) {
 	s := &Spec{Name: name}
@@ -159,17 +165,14 @@ func ParseSpec(name, file string, data []byte) (*Spec, error) {
 		return nil, err
 	}
 	bad := func(key, format string, args ...any) error { return strict.Errorf(file, data, key, format, args...) }
-	for key, check := range map[string]struct {
-		value string
-		re    *regexp.Regexp
-	}{
-		"suite":    {s.Suite, nameRE},
-		"host":     {s.Host, platformRE},
-		"target":   {s.Target, platformRE},
-		"compiler": {s.Compiler, commandRE},
+	for _, check := range []check{
+		{"suite", s.Suite, nameRE},
+		{"host", s.Host, platformRE},
+		{"target", s.Target, platformRE},
+		{"compiler", s.Compiler, commandRE},
 	} {
 		if !check.re.MatchString(check.value) {
-			return nil, bad(key, "%s is %q, want %s", key, check.value, check.re)
+			return nil, bad(check.key, "%s is %q, want %s", check.key, check.value, check.re)
 		}
 	}
 	for i, dir := range strings.Split(s.Path, ":") {
@@ -180,13 +183,16 @@ func ParseSpec(name, file string, data []byte) (*Spec, error) {
 	if len(s.Wanted) == 0 {
 		return nil, bad("packages", "no packages are wanted")
 	}
-	for key, names := range map[string][]string{"packages": s.Wanted, "leave-out": s.LeaveOut} {
-		for i, n := range names {
-			at := fmt.Sprintf("%s.%d", key, i)
+	for _, list := range []struct {
+		key   string
+		names []string
+	}{{"packages", s.Wanted}, {"leave-out", s.LeaveOut}} {
+		for i, n := range list.names {
+			at := fmt.Sprintf("%s.%d", list.key, i)
 			if !wantedRE.MatchString(n) {
 				return nil, bad(at, "%q is not a Debian package, NAME or NAME:ARCHITECTURE", n)
 			}
-			if slices.Contains(names[:i], n) {
+			if slices.Contains(list.names[:i], n) {
 				return nil, bad(at, "package %s is listed twice", n)
 			}
 		}
@@ -196,10 +202,13 @@ func ParseSpec(name, file string, data []byte) (*Spec, error) {
 			return nil, bad(fmt.Sprintf("leave-out.%d", i), "package %s is both wanted and left out", n)
 		}
 	}
-	for key, patterns := range map[string][]string{"drop": s.Drop, "keep": s.Keep} {
-		for i, p := range patterns {
+	for _, list := range []struct {
+		key      string
+		patterns []string
+	}{{"drop", s.Drop}, {"keep", s.Keep}} {
+		for i, p := range list.patterns {
 			if _, err := path.Match(p, ""); err != nil || !isClean(p) {
-				return nil, bad(fmt.Sprintf("%s.%d", key, i), "%q is not a pattern of a clean relative path", p)
+				return nil, bad(fmt.Sprintf("%s.%d", list.key, i), "%q is not a pattern of a clean relative path", p)
 			}
 		}
 	}
@@ -208,7 +217,7 @@ func ParseSpec(name, file string, data []byte) (*Spec, error) {
 			return nil, bad(fmt.Sprintf("directories.%d", i), "%q is not a clean relative path", d)
 		}
 	}
-	for name, target := range s.Links {
+	for name, target := range s.Links { // of several bad ones, any is named
 		if !isClean(name) || !isClean(target) || strings.Contains(name, "/") {
 			return nil, bad("links."+name, "link %q to %q: want a name in the root directory and a clean relative path", name, target)
 		}
@@ -256,22 +265,19 @@ func Parse(spec *Spec, file string, data []byte) (*Toolchain, error) {
 	}
 	for i, p := range l.Packages {
 		at := fmt.Sprintf("packages.%d", i)
-		for key, check := range map[string]struct {
-			value string
-			re    *regexp.Regexp
-		}{
-			"name":         {p.Name, packageRE},
-			"version":      {p.Version, versionRE},
-			"architecture": {p.Architecture, architectureRE},
-			"source":       {p.Source, sourceRE},
-			"sha256":       {p.SHA256, hashRE},
+		for _, check := range []check{
+			{"name", p.Name, packageRE},
+			{"version", p.Version, versionRE},
+			{"architecture", p.Architecture, architectureRE},
+			{"source", p.Source, sourceRE},
+			{"sha256", p.SHA256, hashRE},
 		} {
 			if !check.re.MatchString(check.value) {
-				return nil, bad(at+"."+key, "package %q has the %s %q, want %s", p.Name, key, check.value, check.re)
+				return nil, bad(at+"."+check.key, "package %q has the %s %q, want %s", p.Name, check.key, check.value, check.re)
 			}
 		}
 		if p.Size <= 0 {
-			return nil, bad(at+".size", "package %s has the size %d", p.Name, p.Size)
+			return nil, bad(at+".size", "package %s has the size %d", p, p.Size)
 		}
 		if i > 0 && comparePackages(l.Packages[i-1], p) >= 0 {
 			return nil, bad(at, "package %s stands after %s, which is not in order", p, l.Packages[i-1])
