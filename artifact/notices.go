@@ -1,0 +1,100 @@
+package artifact
+
+import (
+	_ "embed"
+	"strings"
+	"text/template"
+
+	pins "github.com/enginery/enginery/moddable-pins"
+	"github.com/enginery/enginery/recipes"
+	bundles "github.com/enginery/enginery/supervisor-bundles"
+	"github.com/enginery/enginery/toolchain"
+)
+
+//go:embed notices.tmpl
+var noticesSource string
+
+var noticesTemplate = template.Must(template.New("NOTICES").Parse(noticesSource))
+
+// dtoaLicense must stand in every copy: moddable/xs/sources/xsdtoa.c.
+const dtoaLicense = `The author of this software is David M. Gay.
+
+Copyright (c) 1991, 2000, 2001 by Lucent Technologies.
+
+Permission to use, copy, modify, and distribute this software for any
+purpose without fee is hereby granted, provided that this entire notice
+is included in all copies of any software which is or includes a copy
+or modification of this software and in all copies of the supporting
+documentation for such software.
+
+THIS SOFTWARE IS BEING PROVIDED "AS IS", WITHOUT ANY EXPRESS OR IMPLIED
+WARRANTY.  IN PARTICULAR, NEITHER THE AUTHOR NOR LUCENT MAKES ANY
+REPRESENTATION OR WARRANTY OF ANY KIND CONCERNING THE MERCHANTABILITY
+OF THIS SOFTWARE OR ITS FITNESS FOR ANY PARTICULAR PURPOSE.
+`
+
+// unicodeLicense must stand in every copy: moddable/modules/data/text/decoder/textdecoder.c.
+const unicodeLicense = `Copyright 2001-2004 Unicode, Inc.
+
+Disclaimer
+
+This source code is provided as is by Unicode, Inc. No claims are
+made as to fitness for any particular purpose. No warranties of any
+kind are expressed or implied. The recipient agrees to determine
+applicability of information provided. If this file has been
+purchased on magnetic or optical media from Unicode, Inc., the
+sole remedy for any claim will be exchange of defective media
+within 90 days of receipt.
+
+Limitations on Rights to Redistribute This Code
+
+Unicode, Inc. hereby grants the right to freely use the information
+supplied in this file in the creation of products supporting the
+Unicode Standard, and to make copies of this file in any form
+for internal or external distribution as long as this notice
+remains attached.
+`
+
+// licenses returns the SPDX expression for a version's workers.
+func licenses(r *recipes.Recipe) string {
+	return spdxLicense(r.Pin.Moddable.License) + " AND " + r.Pin.XsnapNative.License +
+		" AND LGPL-2.1-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1"
+}
+
+func noticesText(r *recipes.Recipe, t recipes.Target) string {
+	type component struct{ Name, Commit, Location, License string }
+	data := struct {
+		ID, Platform, Suite, Dtoa, Unicode string
+		Components                         []component
+		Libraries                          []toolchain.Package
+		Bundles                            []bundles.Bundle
+	}{
+		ID:        r.ID,
+		Platform:  t.Platform,
+		Suite:     t.Toolchain.Suite,
+		Dtoa:      indent(dtoaLicense),
+		Unicode:   indent(unicodeLicense),
+		Libraries: linked(t.Toolchain),
+	}
+	for _, c := range []pins.Component{r.Pin.Moddable, r.Pin.XsnapNative} {
+		data.Components = append(data.Components, component{c.Name, c.Commit, location(c), spdxLicense(c.License)})
+	}
+	if r.Bundles != nil {
+		data.Bundles = []bundles.Bundle{r.Bundles.Lockdown, r.Bundles.Supervisor}
+	}
+	var b strings.Builder
+	if err := noticesTemplate.Execute(&b, data); err != nil {
+		panic("writing NOTICES: " + err.Error()) // the template and its data are ours
+	}
+	return b.String()
+}
+
+func indent(text string) string {
+	lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
+	for i, line := range lines {
+		if line != "" {
+			lines[i] = "    " + line
+		}
+	}
+	return strings.Join(lines, "\n") + "\n"
+}
