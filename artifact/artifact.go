@@ -23,6 +23,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 
 	"github.com/enginery/enginery/build"
@@ -86,7 +87,8 @@ type Referrer struct {
 // blob is content on its way into a layout.
 type blob struct {
 	ocispec.Descriptor
-	data []byte // nil: it is in the store
+	data []byte // nil: open it
+	open func() (io.ReadCloser, error)
 }
 
 // Title returns the title of a file of a manifest.
@@ -145,7 +147,7 @@ func (a *Artifact) pack(r *recipes.Recipe, t recipes.Target, out *build.Outputs)
 			Annotations: map[string]string{ocispec.AnnotationTitle: title},
 		}
 		p.Files = append(p.Files, desc)
-		a.blobs = append(a.blobs, blob{Descriptor: desc})
+		a.blobs = append(a.blobs, blob{Descriptor: desc, open: func() (io.ReadCloser, error) { return a.store.Open(d) }})
 	}
 	actions := make(map[string]cas.Digest)
 	for _, goal := range r.Goals {
@@ -225,7 +227,7 @@ const annotationPredicate = "in-toto.io/predicate-type"
 
 func (a *Artifact) add(mediaType string, content []byte) ocispec.Descriptor {
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
-	a.blobs = append(a.blobs, blob{desc, content})
+	a.blobs = append(a.blobs, blob{Descriptor: desc, data: content})
 	return desc
 }
 

@@ -16,7 +16,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/enginery/enginery/internal/cas"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -76,12 +76,16 @@ func (a *Artifact) writeBlob(path string, b blob) error {
 			_, err := f.Write(b.data)
 			return err
 		}
-		r, err := a.store.Open(cas.Digest{Hash: b.Digest.Encoded(), Size: b.Size})
+		r, err := b.open()
 		if err != nil {
 			return err
 		}
 		defer r.Close()
-		_, err = io.Copy(f, r)
+		h := sha256.New()
+		n, err := io.Copy(io.MultiWriter(f, h), r)
+		if err == nil && (n != b.Size || hex.EncodeToString(h.Sum(nil)) != b.Digest.Encoded()) {
+			err = fmt.Errorf("the content of %s has the digest sha256:%x and %d bytes", b.Digest, h.Sum(nil), n)
+		}
 		return err
 	})
 }
@@ -363,4 +367,39 @@ func (p *Platform) File(title string) (ocispec.Descriptor, bool) {
 		}
 	}
 	return ocispec.Descriptor{}, false
+}
+
+// AddImage writes an image to the OCI layout in dir under a name, in place of what had the name before.
+func AddImage(ctx context.Context, dir, name string, img v1.Image) error {
+	if err := addImage(ctx, dir, name, img); err != nil {
+		return fmt.Errorf("writing the image %s to the layout %s: %w", name, dir, err)
+	}
+	return nil
+}
+
+func addImage(ctx context.Context, dir, name string, img v1.Image) error {
+	manifest, err := img.RawManifest()
+	if err != nil {
+		return err
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		return err
+	}
+	m, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	a := &Artifact{ID: name}
+	a.add(string(m.Config.MediaType), config)
+	a.Index = a.add(string(m.MediaType), manifest)
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	for i, layer := range layers {
+		d := ocispec.Descriptor{Digest: digest.Digest(m.Layers[i].Digest.String()), Size: m.Layers[i].Size}
+		a.blobs = append(a.blobs, blob{Descriptor: d, open: layer.Compressed})
+	}
+	return a.WriteLayout(ctx, dir)
 }

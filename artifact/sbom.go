@@ -210,4 +210,3 @@ func npmPURL(name, version string) string {
 	}
 	return "pkg:npm/" + strings.Replace(scope, "@", "%40", 1) + "/" + url.PathEscape(rest) + "@" + url.PathEscape(version)
 }
-

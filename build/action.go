@@ -161,3 +161,7 @@ func cutDir(name, dir string) (string, bool) {
 	}
 	return "", false
 }
+
+// Messages returns the encoded messages that the action consists of, by digest: the Action, its Command and the input root. An
+// executor finds them in the store.
+func (a *Action) Messages() map[cas.Digest][]byte { return a.blobs }

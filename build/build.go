@@ -132,7 +132,7 @@ func lookup(store *cas.Store, a *Action) (cas.Digest, bool, error) {
 }
 
 func run(ctx context.Context, store *cas.Store, ex Executor, a *Action) (cas.Digest, error) {
-	for d, b := range a.blobs {
+	for d, b := range a.Messages() {
 		if _, err := store.PutBytes(ctx, b); err != nil {
 			return cas.Digest{}, fmt.Errorf("%s: storing message %s: %w", a.Name, d, err)
 		}
@@ -216,4 +216,18 @@ func tail(file string, lines int) string {
 	}
 	all := strings.Split(strings.TrimRight(string(b), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}
+
+// Known reports whether the results of all actions of a recipe are in the store.
+func Known(store *cas.Store, r *recipes.Recipe) (bool, error) {
+	actions, err := Plan(r)
+	if err != nil {
+		return false, err
+	}
+	for _, a := range actions {
+		if _, ok, err := lookup(store, a); !ok || err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }

@@ -142,3 +142,24 @@ func WriteTable(w io.Writer, checks []Check) error {
 	}
 	return nil
 }
+
+// DifferentError says that sources were reached that do not give what the pins record.
+type DifferentError struct{ Checks []Check }
+
+func (e *DifferentError) Error() string {
+	var b strings.Builder
+	b.WriteString("these sources do not give what the pins record:")
+	for _, c := range e.Checks {
+		fmt.Fprintf(&b, "\n  %s %s from %s: %v", c.Component, c.Commit, c.Source, c.Err)
+	}
+	return b.String()
+}
+
+// Judge returns a *DifferentError if a source gave something else than what is recorded.
+func Judge(checks []Check) error {
+	different := slices.DeleteFunc(slices.Clone(checks), func(c Check) bool { return c.Status != Different })
+	if len(different) == 0 {
+		return nil
+	}
+	return &DifferentError{different}
+}

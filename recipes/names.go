@@ -35,15 +35,25 @@ func naturally(a, b string) int {
 	return cmp.Or(cmp.Compare(key(a), key(b)), cmp.Compare(a, b))
 }
 
-// unknown says that no known name is the given one, and which come near.
+// UnknownError says that no known name is the given one, and which come near.
+type UnknownError struct {
+	Kind, Name string // e.g. "version ID", "agoric-upgrade-61"
+	Known      []string
+}
+
 func unknown(kind, name string, known []string) error {
+	return &UnknownError{kind, name, known}
+}
+
+func (e *UnknownError) Error() string {
+	kind, name, known := e.Kind, e.Name, e.Known
 	near := slices.DeleteFunc(slices.Clone(known), func(k string) bool {
 		return distance(name, k) > 1 && (name == "" || !strings.Contains(k, name))
 	})
 	if len(near) > 0 && len(near) < len(known) {
-		return fmt.Errorf("no %s is called %q; did you mean %s? There are %s", kind, name, strings.Join(near, " or "), strings.Join(known, ", "))
+		return fmt.Sprintf("no %s is called %q; did you mean %s? There are %s", kind, name, strings.Join(near, " or "), strings.Join(known, ", "))
 	}
-	return fmt.Errorf("no %s is called %q; there are %s", kind, name, strings.Join(known, ", "))
+	return fmt.Sprintf("no %s is called %q; there are %s", kind, name, strings.Join(known, ", "))
 }
 
 // distance counts the insertions, deletions, replacements and swaps of neighbouring bytes that make b of a.

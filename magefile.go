@@ -1,0 +1,275 @@
+//go:build mage
+
+// Enginery builds every pinned version of the xsnap worker, reproducibly. A version ID is the name of a file in recipes/, such as
+// agoric-upgrade-16.
+//
+// Options stand after the target, for every target: --jobs=N, --json, --layout=DIR, --source-mirror=DIR, --store=DIR and
+// --toolchain-from=REF. The README explains them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/magefile/mage/mg"
+
+	"github.com/enginery/enginery/artifact"
+	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/options"
+	"github.com/enginery/enginery/internal/progress"
+	pins "github.com/enginery/enginery/moddable-pins"
+	"github.com/enginery/enginery/recipes"
+	"github.com/enginery/enginery/release"
+	"github.com/enginery/enginery/reproduce"
+	"github.com/enginery/enginery/toolchain"
+)
+
+type (
+	Build     mg.Namespace
+	Check     mg.Namespace
+	Golden    mg.Namespace
+	Manifest  mg.Namespace
+	Pins      mg.Namespace
+	Sources   mg.Namespace
+	Toolchain mg.Namespace
+)
+
+// Version builds a version into the OCI layout, compares it with its record in manifests/, and prints its digests.
+// For example: go tool mage build:version agoric-upgrade-16
+func (Build) Version(ctx context.Context, id string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.BuildAndCheck(ctx, os.Stdout, opts.JSON, id)
+	})
+}
+
+// All builds every version into the OCI layout, several at once. It fails if one cannot be built, after building the others.
+func (Build) All(ctx context.Context) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.BuildAndCheck(ctx, os.Stdout, opts.JSON, recipes.IDs()...)
+	})
+}
+
+// Golden runs the golden vectors of a version, or of all, on the workers as built: on every platform, release and debug.
+// For example: go tool mage check:golden agoric-upgrade-16
+func (Check) Golden(ctx context.Context, id *string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.CheckGolden(ctx, os.Stdout, opts.JSON, oneOrAll(id)...)
+	})
+}
+
+// Reproducible builds a version, or all, again from nothing in a deliberately different environment, compares every digest, and writes
+// out/reproducible.html and out/reproducible.json. For example: go tool mage check:reproducible agoric-upgrade-16
+func (Check) Reproducible(ctx context.Context, id *string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return reproduce.CheckAndReport(ctx, w, os.Stdout, opts.JSON, "out", oneOrAll(id)...)
+	})
+}
+
+// Record prints what the workers of a version show for every golden vector, as TOML for its recipe.
+func (Golden) Record(ctx context.Context, id string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.ObserveGolden(ctx, os.Stdout, id)
+	})
+}
+
+// Update builds a version, runs its golden vectors, and records its digests in manifests/.
+func (Manifest) Update(ctx context.Context, id string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.Record(ctx, os.Stdout, "manifests", id)
+	})
+}
+
+// Add writes a new pin, moddable-pins/NAME.toml, for two commits; the digests of their trees are fetched and recorded.
+func (Pins) Add(ctx context.Context, name, moddable, xsnapNative string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		file, err := w.Sources().Add(ctx, "moddable-pins", name, moddable, xsnapNative)
+		if err == nil {
+			fmt.Println("wrote", file)
+		}
+		return err
+	})
+}
+
+// Verify fetches a pin, or all, from each of its sources anew and checks that every source that can be reached gives the recorded tree.
+func (Pins) Verify(ctx context.Context, id *string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		names := pins.Names()
+		if id != nil {
+			names = []string{*id}
+		}
+		checks, err := w.Sources().Verify(ctx, names...)
+		if err != nil {
+			return err
+		}
+		return errors.Join(pins.WriteTable(os.Stdout, checks), pins.Judge(checks))
+	})
+}
+
+// Export writes the exact sources of a version to out/sources/ID.
+func (Sources) Export(ctx context.Context, id string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		dir := filepath.Join("out", "sources", id)
+		if err := w.ExportSources(ctx, id, dir); err != nil {
+			return err
+		}
+		fmt.Println("wrote", dir)
+		return nil
+	})
+}
+
+// Lock resolves the toolchains' packages anew and writes toolchain/*.lock.
+func (Toolchain) Lock(ctx context.Context) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		for _, name := range toolchain.Names() {
+			spec, err := toolchain.ReadSpec("toolchain", name)
+			if err != nil {
+				return err
+			}
+			t, err := toolchain.Lock(ctx, w.Store, spec, toolchain.Options{Jobs: w.Jobs})
+			if err != nil {
+				return err
+			}
+			if err := t.WriteLock("toolchain"); err != nil {
+				return err
+			}
+			fmt.Printf("%s: %d packages, image %s\n", name, len(t.Packages), t.Image)
+		}
+		return nil
+	})
+}
+
+// Image writes the toolchains as OCI images into the layout, tagged with their names.
+func (Toolchain) Image(ctx context.Context) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		for _, name := range toolchain.Names() {
+			t, err := toolchain.Load(name)
+			if err != nil {
+				return err
+			}
+			img, err := toolchain.Image(ctx, w.Store, t, toolchain.Options{From: w.ToolchainFrom, Jobs: w.Jobs})
+			if err != nil {
+				return err
+			}
+			if err := artifact.AddImage(ctx, w.Layout, name, img); err != nil {
+				return err
+			}
+			fmt.Println(t.Image, name)
+		}
+		return nil
+	})
+}
+
+// Bench measures what the README and the issue tracker make promises about, each against its peer in the same run.
+func Bench(ctx context.Context) error {
+	return sh(ctx, "go", "test", "-run=^$", "-bench=.", "-benchtime=3x", "-timeout=60m", "./...")
+}
+
+// Lint runs gofmt, go vet and staticcheck over everything, this file too.
+func Lint(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "gofmt", "-l", ".").Output()
+	if err != nil {
+		return fmt.Errorf("running gofmt: %w", err)
+	}
+	if files := strings.TrimSpace(string(out)); files != "" {
+		return fmt.Errorf("not as gofmt writes it:\n%s", files)
+	}
+	for _, args := range [][]string{
+		{"go", "vet", "./..."},
+		{"go", "vet", "-tags=mage", "."},
+		{"go", "tool", "staticcheck", "./..."},
+		{"go", "tool", "staticcheck", "-tags=mage", "."},
+	} {
+		if err := sh(ctx, args[0], args[1:]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Test runs all tests, on engines that it builds first. It installs qemu-user-static where it can, to run the arm64 workers.
+func Test(ctx context.Context) error {
+	if err := needEmulator(ctx); err != nil {
+		return err
+	}
+	err := with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.BuildAndCheck(ctx, os.Stdout, false, release.NPM...)
+	})
+	if err != nil {
+		return err
+	}
+	return sh(ctx, "go", "test", "-timeout=30m", "./...")
+}
+
+var opts options.Options
+
+// optional are the targets that take one argument or none.
+var optional = []string{"check:golden", "check:reproducible", "pins:verify"}
+
+func init() {
+	known := func(word string) bool {
+		switch strings.ToLower(word) {
+		case "bench", "lint", "test":
+			return true
+		}
+		return strings.Contains(word, ":")
+	}
+	o, rest, err := options.Parse(os.Args[1:], optional, known)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "Error:", err)
+		os.Exit(2)
+	}
+	opts, os.Args = o, append(os.Args[:1], rest...)
+}
+
+// with calls f with a place to build in.
+func with(ctx context.Context, f func(context.Context, *release.Workshop) error) error {
+	store, err := cas.Open(opts.Store)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	ctx, reporter := progress.With(ctx, os.Stderr)
+	defer reporter.Close()
+	w := &release.Workshop{Store: store, Layout: opts.Layout, SourceMirror: opts.SourceMirror, ToolchainFrom: opts.ToolchainFrom, Jobs: opts.Jobs}
+	return release.WithStatus(f(ctx, w))
+}
+
+func oneOrAll(id *string) []string {
+	if id == nil {
+		return recipes.IDs()
+	}
+	return []string{*id}
+}
+
+// sh runs a command on this terminal.
+func sh(ctx context.Context, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
+	}
+	return nil
+}
+
+// needEmulator makes sure that arm64 workers can run, and says how to if they cannot.
+func needEmulator(ctx context.Context) error {
+	const program, pkg = "qemu-aarch64-static", "qemu-user-static"
+	if _, err := exec.LookPath(program); err == nil {
+		return nil
+	}
+	if os.Geteuid() == 0 {
+		fmt.Println("installing", pkg, "to run arm64 workers")
+		if err := sh(ctx, "apt-get", "install", "--yes", "--no-install-recommends", pkg); err == nil {
+			return nil
+		}
+		if err := errors.Join(sh(ctx, "apt-get", "update"), sh(ctx, "apt-get", "install", "--yes", "--no-install-recommends", pkg)); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("the tests run arm64 workers with %s: install the Debian package %s, as root: apt-get install %s", program, pkg, pkg)
+}

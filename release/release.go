@@ -1,0 +1,137 @@
+// Package release makes versions: it fetches what a recipe names, compiles the engines, packs the artifact into an OCI layout,
+// and compares it with the record of what it must be.
+package release
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/enginery/enginery/artifact"
+	"github.com/enginery/enginery/build"
+	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/manifests"
+	pins "github.com/enginery/enginery/moddable-pins"
+	"github.com/enginery/enginery/recipes"
+	bundles "github.com/enginery/enginery/supervisor-bundles"
+	"github.com/enginery/enginery/toolchain"
+	"golang.org/x/sync/errgroup"
+)
+
+// Workshop is a place to build in.
+type Workshop struct {
+	Store         *cas.Store
+	Layout        string // OCI layout that receives the artifacts, made if missing
+	SourceMirror  string // folder of bare git repositories, or empty
+	ToolchainFrom string // OCI layout or registry reference to take toolchain images from, or empty: through apt
+	Jobs          int    // CPUs to use over all compilations; 0 means all of this machine's
+}
+
+// Version is a version that has been built.
+type Version struct {
+	Recipe   *recipes.Recipe
+	Outputs  *build.Outputs
+	Artifact *artifact.Artifact
+	Manifest *manifests.Manifest // the digests of all of it
+}
+
+// Build builds versions, several at once, and writes their artifacts to the layout. What was built before is not built again.
+func (w *Workshop) Build(ctx context.Context, rs ...*recipes.Recipe) ([]*Version, error) {
+	outputs, err := w.compile(ctx, rs)
+	if err != nil {
+		return nil, err
+	}
+	versions := make([]*Version, len(rs))
+	for i, r := range rs {
+		a, err := artifact.Pack(ctx, w.Store, r, outputs[r.ID])
+		if err != nil {
+			return nil, fmt.Errorf("packing %s: %w", r.ID, err)
+		}
+		if err := a.WriteLayout(ctx, w.Layout); err != nil {
+			return nil, fmt.Errorf("writing %s to the layout %s: %w", r.ID, w.Layout, err)
+		}
+		m, err := manifests.Of(a)
+		if err != nil {
+			return nil, fmt.Errorf("describing %s: %w", r.ID, err)
+		}
+		versions[i] = &Version{Recipe: r, Outputs: outputs[r.ID], Artifact: a, Manifest: m}
+	}
+	return versions, nil
+}
+
+func (w *Workshop) compile(ctx context.Context, rs []*recipes.Recipe) (map[string]*build.Outputs, error) {
+	n := w.Jobs
+	if n == 0 {
+		n = runtime.NumCPU()
+	}
+	jobs, err := build.NewJobs(n)
+	if err != nil {
+		return nil, err
+	}
+	defer jobs.Close()
+	executor := &build.Local{Store: w.Store, Jobs: jobs, Toolchain: w.toolchains()}
+	sources := w.Sources()
+	fetch := func(ctx context.Context, r *recipes.Recipe) error { return sources.Fetch(ctx, r.Pin) }
+
+	g, gctx := errgroup.WithContext(ctx)
+	var outputs map[string]*build.Outputs
+	g.Go(func() (err error) {
+		outputs, err = build.Engines(gctx, w.Store, executor, fetch, rs...)
+		return err
+	})
+	g.Go(func() error {
+		for _, r := range rs {
+			if r.Bundles == nil {
+				continue
+			}
+			if err := bundles.Fetch(gctx, w.Store, r.Bundles); err != nil {
+				return fmt.Errorf("%s: %w", r.ID, err)
+			}
+		}
+		return nil
+	})
+	return outputs, g.Wait()
+}
+
+// toolchains returns a function that makes each toolchain's root file system ready once, however many actions ask for it.
+func (w *Workshop) toolchains() func(context.Context, *toolchain.Toolchain) (string, error) {
+	var mu sync.Mutex
+	return func(ctx context.Context, tc *toolchain.Toolchain) (string, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return toolchain.Ensure(ctx, w.Store, tc, toolchain.Options{From: w.ToolchainFrom})
+	}
+}
+
+// DifferentError says that a version is not what the record says it must be.
+type DifferentError struct {
+	ID          string
+	Differences []manifests.Difference
+}
+
+func (e *DifferentError) Error() string {
+	msg := fmt.Sprintf("%s is not what manifests/%s.json records:", e.ID, e.ID)
+	for _, d := range e.Differences {
+		msg += "\n  " + d.String()
+	}
+	return msg + "\nif the recipe was changed on purpose, record the new digests with: go tool mage manifest:update " + e.ID
+}
+
+// Check compares a version with its record in the manifests. It returns a *DifferentError if they differ, and an error that is
+// manifests.ErrNotRecorded if there is no record.
+func (v *Version) Check() error {
+	recorded, err := manifests.Load(v.Recipe.ID)
+	if err != nil {
+		return err
+	}
+	if d := manifests.Diff(recorded, v.Manifest); len(d) > 0 {
+		return &DifferentError{ID: v.Recipe.ID, Differences: d}
+	}
+	return nil
+}
+
+// Sources returns what fetches pins for this workshop.
+func (w *Workshop) Sources() *pins.Fetcher {
+	return &pins.Fetcher{Store: w.Store, Mirror: w.SourceMirror}
+}

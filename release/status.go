@@ -1,0 +1,59 @@
+package release
+
+import (
+	"errors"
+
+	"github.com/enginery/enginery/internal/client"
+	"github.com/enginery/enginery/internal/npm"
+	pins "github.com/enginery/enginery/moddable-pins"
+	"github.com/enginery/enginery/recipes"
+)
+
+// Exit statuses of the commands.
+const (
+	StatusFailed      = 1
+	StatusUsage       = 2 // the command line makes no sense
+	StatusDifferent   = 3 // something was made and is not what it must be
+	StatusUnavailable = 4 // a source, package or program cannot be had
+)
+
+// statusError is an error with an exit status, as Mage understands it.
+type statusError struct {
+	error
+	status int
+}
+
+func (e *statusError) ExitStatus() int { return e.status }
+func (e *statusError) Unwrap() error   { return e.error }
+
+// WithStatus gives an error the exit status that it stands for.
+func WithStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &statusError{err, Status(err)}
+}
+
+// Status returns the exit status that an error stands for.
+func Status(err error) int {
+	var (
+		unknown     *recipes.UnknownError
+		different   *DifferentError
+		golden      *GoldenError
+		unavailable *UnavailableError
+		sources     *pins.UnavailableError
+		packages    *npm.UnavailableError
+		program     *client.MissingError
+	)
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &unknown):
+		return StatusUsage
+	case errors.As(err, &different), errors.As(err, &golden):
+		return StatusDifferent
+	case errors.As(err, &unavailable), errors.As(err, &sources), errors.As(err, &packages), errors.As(err, &program):
+		return StatusUnavailable
+	}
+	return StatusFailed
+}

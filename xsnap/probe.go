@@ -1,0 +1,66 @@
+package xsnap
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// ProbeProtocol finds out an engine's protocol level by what it does.
+func ProbeProtocol(ctx context.Context, path string, emulator ...string) (level int, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("probing the protocol of %s: %w", path, err)
+		}
+	}()
+	dir, err := os.MkdirTemp("", "probe-") // lower levels take "@7" for a file name
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	answer := []byte("answer")
+	start := func() (*Worker, error) {
+		return Start(ctx, Options{Path: path, Emulator: emulator, Protocol: Level4, dir: dir,
+			Handle: func(context.Context, []byte) ([]byte, error) { return answer, nil }})
+	}
+
+	// Level 2 takes the "/" off the host's answers.
+	w, err := start()
+	if err != nil {
+		return 0, err
+	}
+	defer w.Kill()
+	reply, err := w.Evaluate("({result: issueCommand(new ArrayBuffer(1))})")
+	if err != nil {
+		return 0, err
+	}
+	if bytes.Equal(reply.Payload, append([]byte{'/'}, answer...)) {
+		return Level1, nil
+	}
+	if !bytes.Equal(reply.Payload, answer) {
+		return 0, fmt.Errorf("the guest got %q where the host answered %q", reply.Payload, answer)
+	}
+
+	// Level 3 refuses unknown commands, lower ones end.
+	_, err = w.round("sending an unknown command", 'X', nil)
+	var exit *ExitError
+	if !errors.As(err, &exit) {
+		return 0, fmt.Errorf("an unknown command did not end the worker: %v", err)
+	}
+	if exit.Code != ExitIO {
+		return Level2, nil
+	}
+
+	// Level 4 says how large a heap snapshot is.
+	w, err = start()
+	if err != nil {
+		return 0, err
+	}
+	defer w.Kill()
+	if _, err := w.Snapshot(new(bytes.Buffer)); err != nil {
+		return Level3, nil
+	}
+	return Level4, nil
+}

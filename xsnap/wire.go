@@ -1,0 +1,101 @@
+package xsnap
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+)
+
+// writeNetstring writes prefix and body as one netstring.
+func writeNetstring(w io.Writer, prefix, body []byte) error {
+	b := make([]byte, 0, len(prefix)+len(body)+16)
+	b = strconv.AppendInt(b, int64(len(prefix)+len(body)), 10)
+	b = append(b, ':')
+	b = append(b, prefix...)
+	b = append(b, body...)
+	_, err := w.Write(append(b, ','))
+	return err
+}
+
+// maxDigits is how many digits a worker gives a length at most.
+const maxDigits = 9
+
+// readNetstring reads a netstring of at most limit bytes. The end of r before it is io.EOF, within it io.ErrUnexpectedEOF.
+func readNetstring(r *bufio.Reader, limit int) ([]byte, error) {
+	n, digits := 0, 0
+	for {
+		c, err := r.ReadByte()
+		if err == io.EOF && digits > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, err
+		}
+		if c == ':' && digits > 0 {
+			break
+		}
+		if c < '0' || c > '9' || digits == maxDigits {
+			return nil, &ProtocolError{fmt.Sprintf("%q in the length of a netstring", c)}
+		}
+		n = n*10 + int(c-'0')
+		digits++
+	}
+	if n > limit {
+		return nil, &ProtocolError{fmt.Sprintf("a message of %d bytes, at most %d are allowed", n, limit)}
+	}
+	b := make([]byte, n+1)
+	if _, err := io.ReadFull(r, b); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return nil, err
+	}
+	if b[n] != ',' {
+		return nil, &ProtocolError{fmt.Sprintf("%q at the end of a netstring", b[n])}
+	}
+	return b[:n], nil
+}
+
+// parseReply splits an answer into meter and payload. An answer without a meter is payload alone.
+func parseReply(message []byte) (Reply, error) {
+	meter, payload, ok := bytes.Cut(message, []byte{1})
+	if !ok {
+		return Reply{Payload: message}, nil
+	}
+	r := Reply{Payload: payload}
+	if err := json.Unmarshal(meter, &r.Meter); err != nil {
+		return Reply{}, &ProtocolError{fmt.Sprintf("the meter %q: %v", meter, err)}
+	}
+	return r, nil
+}
+
+// tail passes on what is written to it, and remembers the end.
+type tail struct {
+	to io.Writer
+
+	mu  sync.Mutex
+	end []byte
+}
+
+const tailSize = 1 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	t.end = append(t.end, p...)
+	t.end = t.end[max(0, len(t.end)-tailSize):]
+	t.mu.Unlock()
+	if t.to != nil {
+		return t.to.Write(p)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(bytes.TrimSpace(t.end))
+}
