@@ -8,14 +8,16 @@
 //
 //	xsnap-worker         WorkerType       the release worker
 //	xsnap-worker-debug   DebugWorkerType  the debug worker, not for consensus
-//	lockdown.bundle      BundleType       evaluated first
-//	supervisor.bundle    BundleType       evaluated second
-//	NOTICES              NoticesType      licences
+//	lockdown.bundle      LockdownType     evaluated first
+//	supervisor.bundle    SupervisorType   evaluated second
+//	NOTICES              NoticesType      what it is made of, and the licences of that
+//	LICENSES             LicensesType     the texts of the licences
 //
-// The manifest's config is an [Engine]: what a host must know of the engine, and where it comes from. An SPDX SBOM and a
-// SLSA provenance statement refer to the index (OCI referrers).
+// A version that is an engine alone has no bundles. The manifest's config is an [Engine]: what a host must know of the
+// engine, and where it comes from. An SPDX SBOM and a SLSA provenance statement refer to the index (OCI referrers).
 //
 // Packing the same version gives the same bytes everywhere: nothing of the time, the machine or the user goes in.
+// docs/artifact.md describes the format for readers of other programs.
 package artifact
 
 import (
@@ -24,6 +26,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/enginery/enginery/build"
@@ -41,9 +44,11 @@ const (
 	ConfigType      = "application/vnd.enginery.engine.config.v1+json" // an Engine
 	WorkerType      = "application/vnd.enginery.worker.v1"
 	DebugWorkerType = "application/vnd.enginery.worker.debug.v1"
-	BundleType      = "application/vnd.enginery.bundle.v1+json"
-	NoticesType     = "text/plain; charset=utf-8"
-	StatementType   = "application/vnd.in-toto+json" // an in-toto statement; also the artifactType of its manifest
+	LockdownType    = "application/vnd.enginery.bundle.lockdown.v1+json"
+	SupervisorType  = "application/vnd.enginery.bundle.supervisor.v1+json"
+	NoticesType     = "application/vnd.enginery.notices.v1"  // UTF-8 text
+	LicensesType    = "application/vnd.enginery.licenses.v1" // UTF-8 text
+	StatementType   = "application/vnd.in-toto+json"         // an in-toto statement; also the artifactType of its manifest
 )
 
 // Titles of the files in a platform's manifest.
@@ -53,18 +58,18 @@ const (
 	Lockdown    = "lockdown.bundle"
 	Supervisor  = "supervisor.bundle"
 	Notices     = "NOTICES"
+	Licenses    = "LICENSES"
 )
 
 const source = "https://github.com/enginery/enginery"
 
-// Artifact is a packed version.
+// Artifact is a packed version: just packed, or opened from a layout.
 type Artifact struct {
 	ID        string
 	Index     ocispec.Descriptor
 	Platforms []Platform
 	Referrers []Referrer
 
-	store *cas.Store
 	blobs []blob // every blob, referenced ones before those that refer to them
 }
 
@@ -79,24 +84,66 @@ type Platform struct {
 
 // Referrer is a statement about a version.
 type Referrer struct {
-	PredicateType string // in-toto predicate type
+	PredicateType string // in-toto predicate type; empty if it is something else than an in-toto statement
 	Manifest      ocispec.Descriptor
-	Statement     ocispec.Descriptor
+	Statement     ocispec.Descriptor // the only layer of Manifest
 }
 
-// blob is content on its way into a layout.
+// blob is content of an artifact.
 type blob struct {
 	ocispec.Descriptor
 	data []byte // nil: open it
 	open func() (io.ReadCloser, error)
 }
 
+func (b blob) read() (io.ReadCloser, error) {
+	if b.data != nil {
+		return io.NopCloser(bytes.NewReader(b.data)), nil
+	}
+	return b.open()
+}
+
 // Title returns the title of a file of a manifest.
 func Title(d ocispec.Descriptor) string { return d.Annotations[ocispec.AnnotationTitle] }
 
+// Platform returns what a version has for a platform.
+func (a *Artifact) Platform(name string) (*Platform, bool) {
+	i := slices.IndexFunc(a.Platforms, func(p Platform) bool { return p.Name == name })
+	if i < 0 {
+		return nil, false
+	}
+	return &a.Platforms[i], true
+}
+
+// File returns the descriptor of a file of a platform by its title.
+func (p *Platform) File(title string) (ocispec.Descriptor, bool) {
+	i := slices.IndexFunc(p.Files, func(d ocispec.Descriptor) bool { return Title(d) == title })
+	if i < 0 {
+		return ocispec.Descriptor{}, false
+	}
+	return p.Files[i], true
+}
+
+// Read reads a blob of the artifact. It is checked on the way: reading one that is damaged ends with an error.
+func (a *Artifact) Read(d ocispec.Descriptor) (io.ReadCloser, error) {
+	b, ok := a.blob(d.Digest)
+	if !ok {
+		return nil, fmt.Errorf("%s has no blob %s", a.ID, d.Digest)
+	}
+	return b.read()
+}
+
+func (a *Artifact) blob(d digest.Digest) (blob, bool) {
+	i := slices.IndexFunc(a.blobs, func(b blob) bool { return b.Digest == d })
+	if i < 0 {
+		return blob{}, false
+	}
+	return a.blobs[i], true
+}
+
 // Pack packs a version. The workers and bundles must be in the store; they are not read.
 func Pack(ctx context.Context, store *cas.Store, r *recipes.Recipe, out *build.Outputs) (*Artifact, error) {
-	a := &Artifact{ID: r.ID, store: store}
+	a := &Artifact{ID: r.ID}
 	index := ocispec.Index{
 		Versioned:    specs.Versioned{SchemaVersion: 2},
 		MediaType:    ocispec.MediaTypeImageIndex,
@@ -113,7 +160,7 @@ func Pack(ctx context.Context, store *cas.Store, r *recipes.Recipe, out *build.O
 		index.Annotations[ocispec.AnnotationDescription] = fmt.Sprintf("xsnap-worker %s", r.XsnapVersion)
 	}
 	for _, t := range r.Targets {
-		p, err := a.pack(r, t, out)
+		p, err := a.pack(store, r, t, out)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", t.Platform, err)
 		}
@@ -125,29 +172,30 @@ func Pack(ctx context.Context, store *cas.Store, r *recipes.Recipe, out *build.O
 		return nil, err
 	}
 	a.Index.ArtifactType = VersionType
-	for _, statement := range []func(*recipes.Recipe) (predicateType string, content []byte, err error){a.sbom, a.provenance} {
-		predicate, content, err := statement(r)
-		if err != nil {
-			return nil, err
-		}
-		if err := a.refer(predicate, content); err != nil {
-			return nil, err
-		}
+	sbom, err := a.sbom(r)
+	if err != nil {
+		return nil, fmt.Errorf("writing the SBOM: %w", err)
+	}
+	if err := a.refer(SBOMPredicate, sbom); err != nil {
+		return nil, err
+	}
+	provenance, err := a.Provenance(r, BuilderID)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.refer(ProvenancePredicate, provenance); err != nil {
+		return nil, err
 	}
 	return a, ctx.Err()
 }
 
-func (a *Artifact) pack(r *recipes.Recipe, t recipes.Target, out *build.Outputs) (*Platform, error) {
+func (a *Artifact) pack(store *cas.Store, r *recipes.Recipe, t recipes.Target, out *build.Outputs) (*Platform, error) {
 	p := &Platform{Name: t.Platform}
-	file := func(title, mediaType string, d cas.Digest) {
-		desc := ocispec.Descriptor{
-			MediaType:   mediaType,
-			Digest:      digest.NewDigestFromEncoded(digest.SHA256, d.Hash),
-			Size:        d.Size,
-			Annotations: map[string]string{ocispec.AnnotationTitle: title},
-		}
-		p.Files = append(p.Files, desc)
-		a.blobs = append(a.blobs, blob{Descriptor: desc, open: func() (io.ReadCloser, error) { return a.store.Open(d) }})
+	file := func(title, mediaType string, b blob) {
+		b.MediaType = mediaType
+		b.Annotations = map[string]string{ocispec.AnnotationTitle: title}
+		p.Files = append(p.Files, b.Descriptor)
+		a.blobs = append(a.blobs, b)
 	}
 	actions := make(map[string]cas.Digest)
 	for _, goal := range r.Goals {
@@ -157,18 +205,17 @@ func (a *Artifact) pack(r *recipes.Recipe, t recipes.Target, out *build.Outputs)
 		}
 		actions[goal] = w.Action
 		if goal == recipes.Debug {
-			file(DebugWorker, DebugWorkerType, w.Binary)
+			file(DebugWorker, DebugWorkerType, stored(store, w.Binary))
 		} else {
-			file(Worker, WorkerType, w.Binary)
+			file(Worker, WorkerType, stored(store, w.Binary))
 		}
 	}
 	if r.Bundles != nil {
-		file(Lockdown, BundleType, r.Bundles.Lockdown.SHA256)
-		file(Supervisor, BundleType, r.Bundles.Supervisor.SHA256)
+		file(Lockdown, LockdownType, stored(store, r.Bundles.Lockdown.SHA256))
+		file(Supervisor, SupervisorType, stored(store, r.Bundles.Supervisor.SHA256))
 	}
-	notices := []byte(noticesText(r, t))
-	file(Notices, NoticesType, cas.OfBytes(notices))
-	a.blobs[len(a.blobs)-1].data = notices
+	file(Notices, NoticesType, bytesBlob([]byte(noticesText(r, t))))
+	file(Licenses, LicensesType, bytesBlob(licensesText()))
 
 	p.Engine = describe(r, t, actions)
 	var err error
@@ -200,7 +247,10 @@ func (a *Artifact) pack(r *recipes.Recipe, t recipes.Target, out *build.Outputs)
 // refer attaches an in-toto statement to the index.
 func (a *Artifact) refer(predicateType string, content []byte) error {
 	statement := a.add(StatementType, content)
-	statement.Annotations = map[string]string{ocispec.AnnotationTitle: statementTitles[predicateType]}
+	statement.Annotations = map[string]string{
+		ocispec.AnnotationTitle: statementTitles[predicateType],
+		annotationPredicate:     predicateType,
+	}
 	empty := a.add(ocispec.MediaTypeEmptyJSON, []byte("{}"))
 	subject := ocispec.Descriptor{MediaType: a.Index.MediaType, Digest: a.Index.Digest, Size: a.Index.Size}
 	manifest := ocispec.Manifest{
@@ -226,9 +276,21 @@ func (a *Artifact) refer(predicateType string, content []byte) error {
 const annotationPredicate = "in-toto.io/predicate-type"
 
 func (a *Artifact) add(mediaType string, content []byte) ocispec.Descriptor {
-	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
-	a.blobs = append(a.blobs, blob{Descriptor: desc, data: content})
-	return desc
+	b := bytesBlob(content)
+	b.MediaType = mediaType
+	a.blobs = append(a.blobs, b)
+	return b.Descriptor
+}
+
+func bytesBlob(content []byte) blob {
+	return blob{Descriptor: ocispec.Descriptor{Digest: digest.FromBytes(content), Size: int64(len(content))}, data: content}
+}
+
+func stored(store *cas.Store, d cas.Digest) blob {
+	return blob{
+		Descriptor: ocispec.Descriptor{Digest: digest.NewDigestFromEncoded(digest.SHA256, d.Hash), Size: d.Size},
+		open:       func() (io.ReadCloser, error) { return store.Open(d) },
+	}
 }
 
 func (a *Artifact) addJSON(mediaType string, v any) (ocispec.Descriptor, error) {

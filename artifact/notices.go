@@ -1,8 +1,12 @@
 package artifact
 
 import (
-	_ "embed"
+	"embed"
+	"fmt"
+	"io/fs"
+	"path"
 	"strings"
+	"sync"
 	"text/template"
 
 	pins "github.com/enginery/enginery/moddable-pins"
@@ -57,7 +61,7 @@ remains attached.
 
 // licenses returns the SPDX expression for a version's workers.
 func licenses(r *recipes.Recipe) string {
-	return spdxLicense(r.Pin.Moddable.License) + " AND " + r.Pin.XsnapNative.License +
+	return r.Pin.Moddable.License + " AND " + r.Pin.XsnapNative.License +
 		" AND LGPL-2.1-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1"
 }
 
@@ -77,7 +81,7 @@ func noticesText(r *recipes.Recipe, t recipes.Target) string {
 		Libraries: linked(t.Toolchain),
 	}
 	for _, c := range []pins.Component{r.Pin.Moddable, r.Pin.XsnapNative} {
-		data.Components = append(data.Components, component{c.Name, c.Commit, location(c), spdxLicense(c.License)})
+		data.Components = append(data.Components, component{c.Name, c.Commit, location(c), c.License})
 	}
 	if r.Bundles != nil {
 		data.Bundles = []bundles.Bundle{r.Bundles.Lockdown, r.Bundles.Supervisor}
@@ -98,3 +102,27 @@ func indent(text string) string {
 	}
 	return strings.Join(lines, "\n") + "\n"
 }
+
+// The texts of the licences. Those of the C library are Debian's: its package's copyright file.
+//
+//go:embed licenses/*.txt
+var licenseTexts embed.FS
+
+// licensesText is the same for all versions, so layouts and registries have it once.
+var licensesText = sync.OnceValue(func() []byte {
+	names, err := fs.Glob(licenseTexts, "licenses/*.txt")
+	if err != nil {
+		panic(err) // the pattern is fine
+	}
+	var b strings.Builder
+	b.WriteString("The licences that NOTICES refers to.\n")
+	for _, name := range names {
+		text, err := licenseTexts.ReadFile(name)
+		if err != nil {
+			panic(err) // it is embedded
+		}
+		title := strings.TrimSuffix(path.Base(name), ".txt")
+		fmt.Fprintf(&b, "\n\n%s\n%s\n\n%s\n", title, strings.Repeat("=", len(title)), strings.Trim(string(text), "\n"))
+	}
+	return []byte(b.String())
+})

@@ -2,7 +2,6 @@ package artifact
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/url"
 	"strings"
 	"time"
@@ -17,7 +16,7 @@ import (
 )
 
 // sbom lists, in SPDX 2.3, what a version consists of and what it was made with.
-func (a *Artifact) sbom(r *recipes.Recipe) (string, []byte, error) {
+func (a *Artifact) sbom(r *recipes.Recipe) ([]byte, error) {
 	doc := &spdx.Document{
 		SPDXVersion:       spdx.Version,
 		DataLicense:       spdx.DataLicense,
@@ -28,11 +27,6 @@ func (a *Artifact) sbom(r *recipes.Recipe) (string, []byte, error) {
 			Creators: []common.Creator{{CreatorType: "Tool", Creator: "enginery"}},
 			Created:  time.Unix(build.SourceDateEpoch, 0).UTC().Format(time.RFC3339),
 		},
-		OtherLicenses: []*spdx.OtherLicense{{
-			LicenseIdentifier: "LicenseRef-dtoa",
-			LicenseName:       "David M. Gay's licence of dtoa.c",
-			ExtractedText:     dtoaLicense,
-		}},
 	}
 	b := sbomBuilder{doc: doc}
 	version := b.add(&spdx.Package{
@@ -40,7 +34,7 @@ func (a *Artifact) sbom(r *recipes.Recipe) (string, []byte, error) {
 		PackageVersion:          r.XsnapVersion,
 		PackageSupplier:         &common.Supplier{SupplierType: "NOASSERTION", Supplier: "NOASSERTION"},
 		PackageDownloadLocation: "NOASSERTION",
-		PackageLicenseDeclared:  spdxLicense(licenses(r)),
+		PackageLicenseDeclared:  licenses(r),
 		PackageChecksums:        sha256Sum(a.Index.Digest.Encoded()),
 		PrimaryPackagePurpose:   "CONTAINER",
 	}, "version")
@@ -62,8 +56,9 @@ func (a *Artifact) sbom(r *recipes.Recipe) (string, []byte, error) {
 				PackageVersion:          r.XsnapVersion,
 				PackageFileName:         Title(f),
 				PackageDownloadLocation: "NOASSERTION",
-				PackageLicenseDeclared:  spdxLicense(licenses(r)),
+				PackageLicenseDeclared:  licenses(r),
 				PackageChecksums:        sha256Sum(f.Digest.Encoded()),
+				PackageAttributionTexts: []string{dtoaLicense, unicodeLicense},
 				PrimaryPackagePurpose:   "APPLICATION",
 			}, "file-"+p.Name+"-"+Title(f))
 			b.relate(version, "CONTAINS", worker)
@@ -91,10 +86,9 @@ func (a *Artifact) sbom(r *recipes.Recipe) (string, []byte, error) {
 	}
 	predicate, err := json.Marshal(doc)
 	if err != nil {
-		return "", nil, fmt.Errorf("writing the SBOM: %w", err)
+		return nil, err
 	}
-	content, err := a.state(SBOMPredicate, predicate)
-	return SBOMPredicate, content, err
+	return a.state(SBOMPredicate, predicate)
 }
 
 type sbomBuilder struct {
@@ -159,7 +153,7 @@ func (b *sbomBuilder) debian(t *toolchain.Toolchain, p toolchain.Package) common
 		PackageLicenseDeclared:    "NOASSERTION",
 		PackageChecksums:          sha256Sum(p.SHA256),
 		PackageExternalReferences: purl(p.PURL(t.Suite)),
-	}, "deb-"+p.Name+"-"+p.Architecture)
+	}, "deb-"+p.Name+"-"+p.Architecture+"-"+p.Version)
 }
 
 // linked are the packages whose libraries are linked into a worker.
@@ -174,25 +168,14 @@ func linked(t *toolchain.Toolchain) []toolchain.Package {
 }
 
 func sourcePackage(c pins.Component) *spdx.Package {
-	p := &spdx.Package{
+	return &spdx.Package{
 		PackageName:             c.Name,
 		PackageVersion:          c.Commit,
 		PackageDownloadLocation: location(c),
-		PackageLicenseDeclared:  spdxLicense(c.License),
+		PackageLicenseDeclared:  c.License,
 		PackageComment:          "tree " + c.Tree.String() + " (Remote Execution API Directory) of " + strings.Join(c.Paths, ", "),
 		PrimaryPackagePurpose:   "SOURCE",
 	}
-	for _, s := range c.Sources {
-		if s.Git == "" {
-			p.PackageExternalReferences = append(p.PackageExternalReferences, purl(npmPURL(s.Name, s.Version))...)
-		}
-	}
-	return p
-}
-
-// spdxLicense writes a licence that SPDX has no identifier for as a reference.
-func spdxLicense(expression string) string {
-	return strings.ReplaceAll(expression, "dtoa", "LicenseRef-dtoa")
 }
 
 func sha256Sum(hash string) []common.Checksum {

@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 
-	"github.com/enginery/enginery/internal/cas"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
+	bundles "github.com/enginery/enginery/supervisor-bundles"
 	slsa "github.com/in-toto/attestation/go/predicates/provenance/v1"
 	attestation "github.com/in-toto/attestation/go/v1"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -24,7 +24,7 @@ const (
 // BuildType says how to read the parameters of a provenance statement; docs/artifact.md is the page.
 const BuildType = source + "/blob/main/docs/artifact.md#build-type-v1"
 
-// BuilderID names the build as such in the statement that everyone makes alike. A rebuilder's own statement carries its own.
+// BuilderID names the build as such, in the statement that everyone makes alike.
 const BuilderID = source + "/build@v1"
 
 var statementTitles = map[string]string{
@@ -32,13 +32,15 @@ var statementTitles = map[string]string{
 	ProvenancePredicate: "provenance.intoto.json",
 }
 
-func (a *Artifact) provenance(r *recipes.Recipe) (string, []byte, error) {
+// Provenance states, as an in-toto statement with SLSA provenance, how the version's index is made. builder is who says so:
+// BuilderID in the statement that is part of every artifact, and anyone else's URI in a statement of their own.
+func (a *Artifact) Provenance(r *recipes.Recipe, builder string) ([]byte, error) {
 	parameters, err := structpb.NewStruct(map[string]any{
 		"version": r.ID,
 		"recipe":  map[string]any{"digest": map[string]any{"sha256": r.Digest().Hash}},
 	})
 	if err != nil {
-		return "", nil, fmt.Errorf("stating provenance: %w", err)
+		return nil, fmt.Errorf("stating provenance: %w", err)
 	}
 	p := &slsa.Provenance{
 		BuildDefinition: &slsa.BuildDefinition{
@@ -46,14 +48,16 @@ func (a *Artifact) provenance(r *recipes.Recipe) (string, []byte, error) {
 			ExternalParameters:   parameters,
 			ResolvedDependencies: dependencies(r),
 		},
-		RunDetails: &slsa.RunDetails{Builder: &slsa.Builder{Id: BuilderID}},
+		RunDetails: &slsa.RunDetails{Builder: &slsa.Builder{Id: builder}},
+	}
+	if err := p.Validate(); err != nil {
+		return nil, fmt.Errorf("stating provenance: %w", err)
 	}
 	predicate, err := protojson.Marshal(p)
 	if err != nil {
-		return "", nil, fmt.Errorf("stating provenance: %w", err)
+		return nil, fmt.Errorf("stating provenance: %w", err)
 	}
-	content, err := a.state(ProvenancePredicate, predicate)
-	return ProvenancePredicate, content, err
+	return a.state(ProvenancePredicate, predicate)
 }
 
 // dependencies are all inputs of the build, by digest. The digest of a source tree is that of its Remote Execution API Directory message.
@@ -67,14 +71,12 @@ func dependencies(r *recipes.Recipe) []*attestation.ResourceDescriptor {
 		})
 	}
 	if r.Bundles != nil {
-		for _, b := range []struct {
-			purl string
-			d    cas.Digest
-		}{
-			{npmPURL(r.Bundles.Lockdown.Name, r.Bundles.Lockdown.Version), r.Bundles.Lockdown.SHA256},
-			{npmPURL(r.Bundles.Supervisor.Name, r.Bundles.Supervisor.Version), r.Bundles.Supervisor.SHA256},
-		} {
-			deps = append(deps, &attestation.ResourceDescriptor{Uri: b.purl, Digest: map[string]string{"sha256": b.d.Hash}})
+		for _, b := range []bundles.Bundle{r.Bundles.Lockdown, r.Bundles.Supervisor} {
+			deps = append(deps, &attestation.ResourceDescriptor{
+				Name:   b.Name + " " + b.File,
+				Uri:    npmPURL(b.Name, b.Version),
+				Digest: map[string]string{"sha256": b.SHA256.Hash},
+			})
 		}
 	}
 	for _, t := range r.Targets {
@@ -87,15 +89,15 @@ func dependencies(r *recipes.Recipe) []*attestation.ResourceDescriptor {
 	return deps
 }
 
-// location returns where a source tree comes from, in SPDX's notation: its git repository, at the commit.
-func location(c pins.Component) string {
-	for _, s := range c.Sources {
-		if s.Git != "" {
-			return "git+" + s.Git + "@" + c.Commit
-		}
-	}
-	return "NOASSERTION"
+// repositories are the upstream repositories of the components, by name. They are named here, and not taken from a pin's list of sources,
+// because what serves a tree is not part of a version's identity.
+var repositories = map[string]string{
+	"moddable":     "https://github.com/agoric-labs/moddable",
+	"xsnap-native": "https://github.com/agoric-labs/xsnap-pub",
 }
+
+// location returns where a source tree comes from, in SPDX's notation: its git repository, at the commit.
+func location(c pins.Component) string { return "git+" + repositories[c.Name] + "@" + c.Commit }
 
 // state writes an in-toto statement about the version's index.
 func (a *Artifact) state(predicateType string, predicate []byte) ([]byte, error) {
@@ -111,6 +113,9 @@ func (a *Artifact) state(predicateType string, predicate []byte) ([]byte, error)
 			Name:   a.ID,
 			Digest: map[string]string{"sha256": a.Index.Digest.Encoded()},
 		}},
+	}
+	if err := s.Validate(); err != nil {
+		return nil, fmt.Errorf("stating %s: %w", predicateType, err)
 	}
 	return stable(s)
 }
