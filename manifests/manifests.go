@@ -2,6 +2,7 @@
 package manifests
 
 import (
+	"bytes"
 	"embed"
 	"encoding/json"
 	"errors"
@@ -15,10 +16,12 @@ import (
 
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/recipes"
+	"github.com/opencontainers/go-digest"
 )
 
-//go:embed README.md *.json
-var embedded embed.FS
+//go:embed *.[jm]*
+var embedded embed.FS // *.json, and README.md: a pattern must match something even where nothing is recorded yet
 
 // Schema is the version of the files' schema.
 const Schema = 1
@@ -30,18 +33,19 @@ type Manifest struct {
 	Recipe     cas.Digest            `json:"recipe"`
 	Sources    map[string]cas.Digest `json:"sources"`           // trees: "moddable", "xsnap-native"
 	Bundles    map[string]cas.Digest `json:"bundles,omitempty"` // "lockdown", "supervisor"
-	Index      string                `json:"index"`             // the artifact
 	Platforms  map[string]*Platform  `json:"platforms"`
+	Index      string                `json:"index"`      // the artifact
 	Statements map[string]string     `json:"statements"` // predicate type -> manifest that carries the statement
 }
 
 // Platform is what a version has for a platform.
 type Platform struct {
-	Toolchain string                `json:"toolchain"` // OCI digest of the image
-	Actions   map[string]cas.Digest `json:"actions"`   // by goal
-	Manifest  string                `json:"manifest"`
+	Toolchain artifact.Toolchain    `json:"toolchain"`
+	Actions   map[string]cas.Digest `json:"actions"` // by goal
+	Files     map[string]string     `json:"files"`   // by title
+	Sizes     map[string]int64      `json:"sizes"`   // bytes, by title
 	Config    string                `json:"config"`
-	Files     map[string]string     `json:"files"` // by title
+	Manifest  string                `json:"manifest"`
 }
 
 // ErrNotRecorded says that there is no record of a version.
@@ -70,19 +74,23 @@ func Of(a *artifact.Artifact) (*Manifest, error) {
 	}
 	for _, p := range a.Platforms {
 		out := &Platform{
-			Toolchain: p.Engine.Toolchain.Image,
+			Toolchain: p.Engine.Toolchain,
 			Actions:   p.Engine.Actions,
-			Manifest:  p.Manifest.Digest.String(),
-			Config:    p.Config.Digest.String(),
 			Files:     make(map[string]string),
+			Sizes:     make(map[string]int64),
+			Config:    p.Config.Digest.String(),
+			Manifest:  p.Manifest.Digest.String(),
 		}
 		for _, f := range p.Files {
 			out.Files[artifact.Title(f)] = f.Digest.String()
+			out.Sizes[artifact.Title(f)] = f.Size
 		}
 		m.Platforms[p.Name] = out
 	}
 	for _, r := range a.Referrers {
-		m.Statements[r.PredicateType] = r.Manifest.Digest.String()
+		if _, ok := m.Statements[r.PredicateType]; !ok && r.PredicateType != "" {
+			m.Statements[r.PredicateType] = r.Manifest.Digest.String()
+		}
 	}
 	return m, nil
 }
@@ -95,25 +103,73 @@ func Read(dir, id string) (*Manifest, error) { return load(os.DirFS(dir), id) }
 
 func load(fsys fs.FS, id string) (*Manifest, error) {
 	data, err := fs.ReadFile(fsys, id+".json")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("manifests/%s.json: %w", id, ErrNotRecorded)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) {
+		return nil, fmt.Errorf("%s (manifests/%s.json): %w", id, id, ErrNotRecorded)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the manifest of %s: %w", id, err)
 	}
-	m := new(Manifest)
-	d := json.NewDecoder(strings.NewReader(string(data)))
-	d.DisallowUnknownFields()
-	if err := d.Decode(m); err != nil {
-		return nil, fmt.Errorf("manifests/%s.json: %w", id, err)
-	}
-	if m.Schema != Schema {
-		return nil, fmt.Errorf("manifests/%s.json has schema %d, expected %d", id, m.Schema, Schema)
-	}
-	if m.Version != id {
-		return nil, fmt.Errorf("manifests/%s.json is the manifest of %q", id, m.Version)
+	m, err := parse(id, data)
+	if err != nil {
+		return nil, fmt.Errorf("manifests/%s.json: %w; restore the file, or record the version anew with: go tool mage manifest:update %s", id, err, id)
 	}
 	return m, nil
+}
+
+// parse reads what Write has written: whatever else it has was changed by hand.
+func parse(id string, data []byte) (*Manifest, error) {
+	m := new(Manifest)
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.DisallowUnknownFields()
+	if err := d.Decode(m); err != nil {
+		line := 1 + bytes.Count(data[:min(int(d.InputOffset()), len(data))], []byte("\n"))
+		return nil, fmt.Errorf("line %d: %w", line, err)
+	}
+	if m.Schema != Schema {
+		return nil, fmt.Errorf("it has schema %d, expected %d", m.Schema, Schema)
+	}
+	if m.Version != id {
+		return nil, fmt.Errorf("it is the manifest of %q", m.Version)
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	want, err := m.JSON()
+	if err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(data, want) {
+		i := 0
+		for i < min(len(data), len(want)) && data[i] == want[i] {
+			i++
+		}
+		return nil, fmt.Errorf("line %d is not as it was written", 1+bytes.Count(data[:i], []byte("\n")))
+	}
+	return m, nil
+}
+
+func (m *Manifest) check() error {
+	digests := map[string]string{"index": m.Index}
+	for predicate, d := range m.Statements {
+		digests["statement "+predicate] = d
+	}
+	for name, p := range m.Platforms {
+		if p == nil {
+			return fmt.Errorf("platform %s is null", name)
+		}
+		digests[name+" toolchain image"] = p.Toolchain.Image
+		digests[name+" config"] = p.Config
+		digests[name+" manifest"] = p.Manifest
+		for title, d := range p.Files {
+			digests[name+" "+title] = d
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(digests)) {
+		if err := digest.Digest(digests[name]).Validate(); err != nil {
+			return fmt.Errorf("%s is %q: %w", name, digests[name], err)
+		}
+	}
+	return nil
 }
 
 // IDs returns the versions with a record, sorted.
@@ -180,79 +236,95 @@ func (d Difference) String() string {
 }
 
 // Diff says in what a built version is not as recorded, causes before what follows from them: inputs, then what was made of
-// them, then what only names that.
+// them, then what only names that. So the first difference is the one to look at.
 func Diff(recorded, built *Manifest) []Difference {
 	d := &differ{}
 	for _, name := range both(recorded.Sources, built.Sources) {
-		d.digest("source "+name, recorded.Sources[name], built.Sources[name])
+		add(d, "source tree "+name, recorded.Sources[name], built.Sources[name], "an input: the pin has other sources")
 	}
 	for _, name := range both(recorded.Bundles, built.Bundles) {
-		d.digest(name+" bundle", recorded.Bundles[name], built.Bundles[name])
+		add(d, name+" bundle", recorded.Bundles[name], built.Bundles[name], "an input: the recipe has another bundle")
 	}
 	platforms := both(recorded.Platforms, built.Platforms)
-	empty := new(Platform)
-	pair := func(name string) (*Platform, *Platform) {
-		r, b := recorded.Platforms[name], built.Platforms[name]
-		if r == nil {
-			r = empty
+	of := func(m *Manifest, name string) *Platform {
+		if p := m.Platforms[name]; p != nil {
+			return p
 		}
-		if b == nil {
-			b = empty
-		}
-		return r, b
+		return new(Platform)
 	}
 	for _, name := range platforms {
-		r, b := pair(name)
-		d.text(name+" toolchain", r.Toolchain, b.Toolchain, "")
+		r, b := of(recorded, name), of(built, name)
+		add(d, name+" toolchain", r.Toolchain.Name, b.Toolchain.Name, "an input: the recipe names another toolchain")
+		add(d, name+" toolchain image", r.Toolchain.Image, b.Toolchain.Image, "an input: the toolchain's lock is another")
+		add(d, name+" toolchain root file system", r.Toolchain.Root, b.Toolchain.Root, "an input: the toolchain's lock is another")
 	}
-	d.digest("recipe", recorded.Recipe, built.Recipe)
+	note := "follows from the above"
+	if len(d.found) == 0 {
+		note = "sources, bundles and toolchains are equal: flags, the makefile's variables, the engine description or golden vectors were changed"
+	}
+	add(d, "recipe", recorded.Recipe, built.Recipe, note)
+	note = "follows from the above"
+	if len(d.found) == 0 {
+		note = "the recipe is equal: this program describes compilations in another way than the one that recorded"
+	}
 	for _, name := range platforms {
-		r, b := pair(name)
+		r, b := of(recorded, name), of(built, name)
 		for _, goal := range both(r.Actions, b.Actions) {
-			d.digest(name+" "+goal+" action", r.Actions[goal], b.Actions[goal])
+			add(d, name+" "+goal+" action", r.Actions[goal], b.Actions[goal], note)
 		}
 	}
 	for _, name := range platforms {
-		r, b := pair(name)
+		r, b := of(recorded, name), of(built, name)
 		for _, title := range both(r.Files, b.Files) {
-			note := ""
-			if goal, ok := goals[title]; ok && r.Actions[goal] == b.Actions[goal] && !r.Actions[goal].IsZero() {
-				note = "from the same action, so the compilation is not reproducible: go tool mage check:reproducible " + built.Version + " says more"
+			file := func(p *Platform) string {
+				if p.Files[title] == "" {
+					return ""
+				}
+				return fmt.Sprintf("%s, %d bytes", p.Files[title], p.Sizes[title])
 			}
-			d.text(name+" "+title, r.Files[title], b.Files[title], note)
+			note := ""
+			if goal, ok := goals[title]; ok && !r.Actions[goal].IsZero() && r.Actions[goal] == b.Actions[goal] {
+				note = "its inputs are equal, " + goal + " action " + b.Actions[goal].Hash[:12] + "…, so the build is not reproducible: " +
+					"go tool mage check:reproducible " + built.Version + " says where"
+			}
+			add(d, name+" "+title, file(r), file(b), note)
 		}
-		d.text(name+" config", r.Config, b.Config, "")
-		d.text(name+" manifest", r.Manifest, b.Manifest, "")
 	}
-	d.text("index", recorded.Index, built.Index, "")
+	note = "follows from the above"
+	if len(d.found) == 0 {
+		note = "all that it describes is equal: this program packs in another way than the one that recorded"
+	}
+	for _, name := range platforms {
+		r, b := of(recorded, name), of(built, name)
+		add(d, name+" config", r.Config, b.Config, note)
+		add(d, name+" manifest", r.Manifest, b.Manifest, note)
+	}
+	add(d, "index", recorded.Index, built.Index, note)
 	for _, predicate := range both(recorded.Statements, built.Statements) {
-		d.text("statement "+predicate, recorded.Statements[predicate], built.Statements[predicate], "")
+		add(d, "statement "+predicate, recorded.Statements[predicate], built.Statements[predicate], note)
 	}
 	return d.found
 }
 
-var goals = map[string]string{artifact.Worker: "release", artifact.DebugWorker: "debug"}
+// goals are the goals whose workers have these titles.
+var goals = map[string]string{artifact.Worker: recipes.Release, artifact.DebugWorker: recipes.Debug}
 
 type differ struct{ found []Difference }
 
-func (d *differ) text(name, recorded, built, note string) {
+func add[T comparable](d *differ, name string, recorded, built T, note string) {
 	if recorded != built {
-		d.found = append(d.found, Difference{Name: name, Recorded: recorded, Built: built, Note: note})
+		d.found = append(d.found, Difference{Name: name, Recorded: fmt.Sprint(recorded), Built: fmt.Sprint(built), Note: note})
 	}
-}
-
-func (d *differ) digest(name string, recorded, built cas.Digest) {
-	d.text(name, recorded.String(), built.String(), "")
 }
 
 // both returns the keys of two maps, sorted.
 func both[V any](a, b map[string]V) []string {
-	keys := make(map[string]bool)
-	for k := range a {
-		keys[k] = true
-	}
+	keys := slices.Collect(maps.Keys(a))
 	for k := range b {
-		keys[k] = true
+		if _, ok := a[k]; !ok {
+			keys = append(keys, k)
+		}
 	}
-	return slices.Sorted(maps.Keys(keys))
+	slices.Sort(keys)
+	return keys
 }
