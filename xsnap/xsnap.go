@@ -197,7 +197,8 @@ func Start(ctx context.Context, o Options) (_ *Worker, err error) {
 	argv := append(append([]string{}, o.Emulator...), o.Path)
 	w.cmd = exec.CommandContext(ctx, argv[0], append(argv[1:], args...)...)
 	w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
-	w.cmd.Env, w.cmd.Dir = []string{}, o.dir
+	// Nothing of the host's environment: TZ changes what Date says of local time, XSBUG_HOST makes the engine call a debugger.
+	w.cmd.Env, w.cmd.Dir = []string{"TZ=UTC0"}, o.dir
 	w.cmd.ExtraFiles = theirs
 	w.cmd.WaitDelay = time.Second
 	if err := w.cmd.Start(); err != nil {

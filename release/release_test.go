@@ -1,0 +1,436 @@
+package release_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/enginery/enginery/artifact"
+	"github.com/enginery/enginery/build"
+	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/enginetest"
+	"github.com/enginery/enginery/manifests"
+	"github.com/enginery/enginery/recipes"
+	"github.com/enginery/enginery/release"
+)
+
+func workshop(t testing.TB) *release.Workshop {
+	t.Helper()
+	return &release.Workshop{
+		Store:         enginetest.Store(t),
+		Layout:        filepath.Join(t.TempDir(), "oci"),
+		ToolchainFrom: os.Getenv("ENGINERY_TOOLCHAIN_FROM"),
+	}
+}
+
+// TestVersionsAreAsRecorded is the main job: every version that npm has all parts of is built, is what its manifest says, and its parts
+// can be had from the layout and run.
+func TestVersionsAreAsRecorded(t *testing.T) {
+	w := workshop(t)
+	var out bytes.Buffer
+	if err := w.BuildAndCheck(t.Context(), &out, false, release.NPM...); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range release.NPM {
+		t.Run(id, func(t *testing.T) {
+			if want := "same as recorded in manifests/" + id + ".json"; !strings.Contains(out.String(), want) {
+				t.Errorf("the output lacks %q:\n%s", want, &out)
+			}
+			m, err := manifests.Load(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(out.String(), m.Index) {
+				t.Errorf("the output lacks the recorded index %s", m.Index)
+			}
+			a, err := artifact.Open(w.Layout, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := enginetest.Recipe(t, id)
+			for _, p := range a.Platforms {
+				for _, title := range []string{artifact.Worker, artifact.DebugWorker, artifact.Lockdown, artifact.Supervisor, artifact.Notices} {
+					d, ok := p.File(title)
+					if !ok {
+						t.Errorf("%s has no %s", p.Name, title)
+						continue
+					}
+					path, err := artifact.BlobPath(w.Layout, d)
+					if err != nil {
+						t.Fatal(err)
+					}
+					noTraces(t, w, path)
+					if title == artifact.Worker || title == artifact.DebugWorker {
+						answers(t, r, p.Name, path)
+					}
+				}
+			}
+		})
+	}
+}
+
+// noTraces checks that a file says nothing of where it was made.
+func noTraces(t *testing.T, w *release.Workshop, path string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	traces := []string{w.Store.Dir(), wd, build.Root + "/moddable", build.Root + "/xsnap-native", home + "/"}
+	if len(host) > 5 { // shorter ones occur by chance
+		traces = append(traces, host)
+	}
+	for _, trace := range traces {
+		if bytes.Contains(b, []byte(trace)) {
+			t.Errorf("%s has %q in it", path, trace)
+		}
+	}
+}
+
+// answers starts a worker and asks for its version, and ldd for its libraries.
+func answers(t *testing.T, r *recipes.Recipe, platform, blob string) {
+	t.Helper()
+	exe := filepath.Join(t.TempDir(), "xsnap-worker")
+	b, err := os.ReadFile(blob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(exe, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	argv := append(enginetest.Emulator(t, platform), exe, "-v")
+	out, err := exec.Command(argv[0], argv[1:]...).Output()
+	if want := fmt.Sprintf("xsnap %s (XS 13.3.0)\n", r.XsnapVersion); err != nil || string(out) != want {
+		t.Errorf("%s worker -v: %q, %v, want %q", platform, out, err, want)
+	}
+	out, err = exec.Command("ldd", exe).CombinedOutput()
+	if text := string(out); !strings.Contains(text, "statically linked") && !strings.Contains(text, "not a dynamic executable") {
+		t.Errorf("ldd of the %s worker: %q, %v", platform, out, err)
+	}
+}
+
+func TestUpgrade16SaysItsVersion(t *testing.T) {
+	exe := enginetest.Worker(t, "agoric-upgrade-16", "linux/amd64", recipes.Release)
+	out, err := exec.Command(exe, "-v").Output()
+	if err != nil || string(out) != "xsnap 0.14.3-u16.1 (XS 13.3.0)\n" {
+		t.Errorf("-v: %q, %v", out, err)
+	}
+}
+
+func TestJSONIsTheManifest(t *testing.T) {
+	w := workshop(t)
+	var out bytes.Buffer
+	if err := w.BuildAndCheck(t.Context(), &out, true, "agoric-upgrade-16"); err != nil {
+		t.Fatal(err)
+	}
+	var got []manifests.Manifest
+	if err := json.Unmarshal(out.Bytes(), &got); err != nil {
+		t.Fatal(err)
+	}
+	want, err := manifests.Load("agoric-upgrade-16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != 1 || len(manifests.Diff(want, &got[0])) > 0 {
+		t.Errorf("--json printed something else than the manifest: %s", &out)
+	}
+}
+
+func TestAnotherRecordIsADifference(t *testing.T) {
+	w := workshop(t)
+	r := enginetest.Recipe(t, "agoric-upgrade-16")
+	r.Targets = r.Targets[:1]
+	r.CFlags = append(r.CFlags, "-DNDEBUG")
+	r.Goals = []string{recipes.Debug}
+	delete(r.Golden, recipes.Release)
+	versions, err := w.Build(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = versions[0].Check()
+	var different *release.DifferentError
+	if !errors.As(err, &different) || release.Status(err) != release.StatusDifferent {
+		t.Fatalf("got %v (status %d), want a DifferentError with status %d", err, release.Status(err), release.StatusDifferent)
+	}
+	for _, want := range []string{"recipe: recorded", "linux/amd64 debug action", "linux/amd64 xsnap-worker-debug", "linux/arm64 manifest: recorded sha256:", "built nothing", "manifest:update agoric-upgrade-16"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q:\n%v", want, err)
+		}
+	}
+}
+
+func TestDamagedLayoutIsNamed(t *testing.T) {
+	w := workshop(t)
+	if err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-16"); err != nil {
+		t.Fatal(err)
+	}
+	a, err := artifact.Open(w.Layout, "agoric-upgrade-16")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, _ := a.Platforms[0].File(artifact.Worker)
+	path, err := artifact.BlobPath(w.Layout, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flip(t, path)
+	err = w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-16")
+	if err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("building over a damaged layout: %v, want an error that names %s", err, path)
+	}
+	if _, err := artifact.Open(w.Layout, "agoric-upgrade-16"); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("opening a damaged layout: %v, want an error that names %s", err, path)
+	}
+}
+
+func flip(t *testing.T, path string) {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 1
+	os.Remove(path)
+	if err := os.WriteFile(path, b, 0o444); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestUnknownVersion(t *testing.T) {
+	w := workshop(t)
+	err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-61")
+	if release.Status(err) != release.StatusUsage || !strings.Contains(err.Error(), "agoric-upgrade-16") {
+		t.Errorf("got %v (status %d), want status %d and the IDs that there are", err, release.Status(err), release.StatusUsage)
+	}
+}
+
+// emptyStore is a store with the toolchains and nothing else.
+func emptyWorkshop(t *testing.T) *release.Workshop {
+	t.Helper()
+	s, err := cas.Open(filepath.Join(t.TempDir(), "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return &release.Workshop{Store: s, Layout: filepath.Join(t.TempDir(), "oci")}
+}
+
+func TestMissingSourcesAreNamed(t *testing.T) {
+	t.Setenv("GIT_CONFIG_COUNT", "1") // no repository but a mirror's can be had
+	t.Setenv("GIT_CONFIG_KEY_0", "url./nonexistent/.insteadOf")
+	t.Setenv("GIT_CONFIG_VALUE_0", "https://github.com/")
+	w := emptyWorkshop(t)
+	w.SourceMirror = t.TempDir()
+	err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-10")
+	if release.Status(err) != release.StatusUnavailable {
+		t.Fatalf("got %v (status %d), want status %d", err, release.Status(err), release.StatusUnavailable)
+	}
+	for _, want := range []string{"agoric-upgrade-10", "xsnap-native", "2d8ccb76b8508e490d9e03972bb4c64f402d5135", "--source-mirror", "ENGINERY_SOURCE_MIRROR", "insteadOf", w.SourceMirror} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q:\n%v", want, err)
+		}
+	}
+	if entries, err := os.ReadDir(w.Layout); err == nil && len(entries) > 0 {
+		t.Errorf("something was written to the layout: %v", entries)
+	}
+}
+
+func TestNoNPM(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	w := emptyWorkshop(t)
+	err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-16")
+	if release.Status(err) != release.StatusUnavailable || !strings.Contains(err.Error(), "npm") {
+		t.Errorf("got %v (status %d), want status %d and the name of the program", err, release.Status(err), release.StatusUnavailable)
+	}
+}
+
+func TestExportedSourcesAreThePinnedOnes(t *testing.T) {
+	w := workshop(t)
+	dir := filepath.Join(t.TempDir(), "sources", "agoric-upgrade-16")
+	if err := w.ExportSources(t.Context(), "agoric-upgrade-16", dir); err != nil {
+		t.Fatal(err)
+	}
+	r := enginetest.Recipe(t, "agoric-upgrade-16")
+	for name, want := range map[string]cas.Digest{"moddable": r.Pin.Moddable.Tree, "xsnap-native": r.Pin.XsnapNative.Tree} {
+		if got, err := cas.HashTree(filepath.Join(dir, name)); err != nil || got != want {
+			t.Errorf("%s is the tree %v (%v), want %v", name, got, err, want)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "recipe.json")); err != nil || cas.OfBytes(b) != r.Digest() {
+		t.Errorf("recipe.json has another digest than the recipe: %v", err)
+	}
+	if err := w.ExportSources(t.Context(), "agoric-upgrade-16", dir); err == nil || !strings.Contains(err.Error(), "exists") {
+		t.Errorf("exporting over what is there: %v, want an error", err)
+	}
+	// What is exported compiles without Enginery, by the host's compiler.
+	if _, err := exec.LookPath("make"); err != nil {
+		t.Fatal(err)
+	}
+	make := exec.Command("make", "-n", "-f", r.Make.File, "MODDABLE="+filepath.Join(dir, "moddable"), "GOAL=debug", "XSNAP_VERSION=test")
+	make.Dir = filepath.Join(dir, r.Make.Directory)
+	if out, err := make.CombinedOutput(); err != nil || !strings.Contains(string(out), "xsnap-worker.c") {
+		t.Errorf("make -n in the exported sources: %v\n%s", err, out)
+	}
+}
+
+// TestMain lets the test binary be a process that builds, so that it can be killed.
+func TestMain(m *testing.M) {
+	if store := os.Getenv("TEST_BUILD_IN"); store != "" {
+		if err := buildSlowly(store, os.Getenv("TEST_BUILD_FLAG")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if store := os.Getenv("TEST_REBUILD"); store != "" {
+		if err := rebuild(store, os.Getenv("TEST_LAYOUT")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if os.Getenv("TEST_NOTHING") != "" {
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// rebuild does what the target build:version does.
+func rebuild(dir, layout string) error {
+	s, err := cas.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	w := &release.Workshop{Store: s, Layout: layout}
+	return w.BuildAndCheck(context.Background(), os.Stdout, false, "agoric-upgrade-16")
+}
+
+// buildSlowly compiles a debug worker that nobody has compiled before, which takes some seconds.
+func buildSlowly(dir, flag string) error {
+	s, err := cas.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	r, err := recipes.Load("agoric-upgrade-16")
+	if err != nil {
+		return err
+	}
+	r.Targets, r.Goals = r.Targets[:1], []string{recipes.Debug}
+	r.CFlags = append(r.CFlags, flag)
+	w := &release.Workshop{Store: s, Layout: filepath.Join(dir, "oci"), ToolchainFrom: os.Getenv("ENGINERY_TOOLCHAIN_FROM")}
+	_, err = w.Build(context.Background(), r)
+	return err
+}
+
+func TestKilledBuildLeavesNothingAndTheNextGoesOn(t *testing.T) {
+	s := enginetest.Store(t)
+	flag := fmt.Sprintf("-DTEST_RUN=%d", time.Now().UnixNano())
+	start := func() (*exec.Cmd, *bytes.Buffer) {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "TEST_BUILD_IN="+s.Dir(), "TEST_BUILD_FLAG="+flag)
+		var out bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		return cmd, &out
+	}
+	for _, delay := range []time.Duration{300 * time.Millisecond, 1500 * time.Millisecond} {
+		cmd, _ := start()
+		time.Sleep(delay)
+		cmd.Process.Signal(syscall.SIGKILL)
+		cmd.Wait()
+		deadline := time.Now().Add(20 * time.Second)
+		for processesWith(flag) > 0 && time.Now().Before(deadline) {
+			time.Sleep(50 * time.Millisecond)
+		}
+		if n := processesWith(flag); n > 0 {
+			t.Errorf("%d processes of the killed build are left after %v", n, delay)
+		}
+		if b, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(b, []byte(s.Dir()+"/tmp")) {
+			t.Errorf("a mount of the killed build is left (%v)", err)
+		}
+	}
+	cmd, out := start()
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("the build after the killed ones: %v\n%s", err, out)
+	}
+	again, err := cas.Open(s.Dir()) // sweeps
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	filepath.WalkDir(filepath.Join(s.Dir(), "tmp"), func(path string, d fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, "work/xsnap-native") {
+			if fi, err := d.Info(); err == nil && time.Since(fi.ModTime()) < time.Minute && processesWith(flag) == 0 && unlocked(path) {
+				t.Errorf("%s is left", path)
+			}
+		}
+		return nil
+	})
+}
+
+// unlocked reports whether nobody holds the lock of the scratch directory that path is in.
+func unlocked(path string) bool {
+	dir := path
+	for filepath.Base(filepath.Dir(dir)) != "tmp" {
+		dir = filepath.Dir(dir)
+	}
+	f, err := os.Open(dir + ".lock")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
+}
+
+// processesWith counts the processes that have text in their command line.
+func processesWith(text string) int {
+	n := 0
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err == nil && bytes.Contains(b, []byte(text)) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestFullDiskIsOneClearError(t *testing.T) {
+	unshare, err := exec.LookPath("unshare")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	script := `mount -t tmpfs -o size=1m none "$0" && exec "$1"`
+	cmd := exec.Command(unshare, "--map-root-user", "--mount", "sh", "-c", script, dir, os.Args[0])
+	cmd.Env = append(os.Environ(), "TEST_BUILD_IN="+filepath.Join(dir, "store"), "TEST_BUILD_FLAG=-DNDEBUG")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "no space left on device") {
+		t.Errorf("building on a full disk: %v\n%s", err, out)
+	}
+}
