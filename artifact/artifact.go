@@ -159,8 +159,9 @@ func Pack(ctx context.Context, store *cas.Store, r *recipes.Recipe, out *build.O
 	if r.Bundles == nil {
 		index.Annotations[ocispec.AnnotationDescription] = fmt.Sprintf("xsnap-worker %s", r.XsnapVersion)
 	}
+	recipe := r.Digest()
 	for _, t := range r.Targets {
-		p, err := a.pack(store, r, t, out)
+		p, err := a.pack(store, r, recipe, t, out)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", t.Platform, err)
 		}
@@ -189,7 +190,7 @@ func Pack(ctx context.Context, store *cas.Store, r *recipes.Recipe, out *build.O
 	return a, ctx.Err()
 }
 
-func (a *Artifact) pack(store *cas.Store, r *recipes.Recipe, t recipes.Target, out *build.Outputs) (*Platform, error) {
+func (a *Artifact) pack(store *cas.Store, r *recipes.Recipe, recipe cas.Digest, t recipes.Target, out *build.Outputs) (*Platform, error) {
 	p := &Platform{Name: t.Platform}
 	file := func(title, mediaType string, b blob) {
 		b.MediaType = mediaType
@@ -217,7 +218,7 @@ func (a *Artifact) pack(store *cas.Store, r *recipes.Recipe, t recipes.Target, o
 	file(Notices, NoticesType, bytesBlob([]byte(noticesText(r, t))))
 	file(Licenses, LicensesType, bytesBlob(licensesText()))
 
-	p.Engine = describe(r, t, actions)
+	p.Engine = describe(r, recipe, t, actions)
 	var err error
 	if p.Config, err = a.addJSON(ConfigType, p.Engine); err != nil {
 		return nil, err

@@ -72,7 +72,7 @@ type Toolchain struct {
 	Root  cas.Digest `json:"root"`
 }
 
-func describe(r *recipes.Recipe, t recipes.Target, actions map[string]cas.Digest) *Engine {
+func describe(r *recipes.Recipe, digest cas.Digest, t recipes.Target, actions map[string]cas.Digest) *Engine {
 	e := &Engine{
 		Schema:            EngineSchema,
 		Version:           r.ID,
@@ -87,7 +87,7 @@ func describe(r *recipes.Recipe, t recipes.Target, actions map[string]cas.Digest
 		Meter:             r.Engine.Meter,
 		Consensus:         r.Engine.Consensus,
 		Golden:            make(map[string]map[string]map[string]Observation),
-		Recipe:            r.Digest(),
+		Recipe:            digest,
 		Moddable:          component(r.Pin.Moddable),
 		XsnapNative:       component(r.Pin.XsnapNative),
 		Toolchain:         Toolchain{Name: t.Toolchain.Name, Image: t.Toolchain.Image.String(), Root: t.Toolchain.Root},

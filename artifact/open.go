@@ -224,6 +224,9 @@ func (o *opener) open() error {
 		}
 		o.a.Platforms = append(o.a.Platforms, *p)
 	}
+	if len(o.a.Platforms) == 0 {
+		return fmt.Errorf("its index %s is for no platform", o.a.Index.Digest)
+	}
 	o.a.blobs = append(o.a.blobs, blob{o.a.Index, data, nil})
 	for _, d := range top.Manifests {
 		subject, err := subjectOf(o.dir, d)

@@ -1,7 +1,6 @@
 package artifact
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 
@@ -11,7 +10,6 @@ import (
 	slsa "github.com/in-toto/attestation/go/predicates/provenance/v1"
 	attestation "github.com/in-toto/attestation/go/v1"
 	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 )
 
@@ -37,7 +35,7 @@ var statementTitles = map[string]string{
 func (a *Artifact) Provenance(r *recipes.Recipe, builder string) ([]byte, error) {
 	parameters, err := structpb.NewStruct(map[string]any{
 		"version": r.ID,
-		"recipe":  map[string]any{"digest": map[string]any{"sha256": r.Digest().Hash}},
+		"recipe":  map[string]any{"digest": map[string]any{"sha256": a.Platforms[0].Engine.Recipe.Hash}},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("stating provenance: %w", err)
@@ -53,7 +51,7 @@ func (a *Artifact) Provenance(r *recipes.Recipe, builder string) ([]byte, error)
 	if err := p.Validate(); err != nil {
 		return nil, fmt.Errorf("stating provenance: %w", err)
 	}
-	predicate, err := protojson.Marshal(p)
+	predicate, err := protojson.Marshal(p) // with white space at random, which state removes
 	if err != nil {
 		return nil, fmt.Errorf("stating provenance: %w", err)
 	}
@@ -99,37 +97,29 @@ var repositories = map[string]string{
 // location returns where a source tree comes from, in SPDX's notation: its git repository, at the commit.
 func location(c pins.Component) string { return "git+" + repositories[c.Name] + "@" + c.Commit }
 
-// state writes an in-toto statement about the version's index.
-func (a *Artifact) state(predicateType string, predicate []byte) ([]byte, error) {
-	var p structpb.Struct
-	if err := protojson.Unmarshal(predicate, &p); err != nil {
-		return nil, fmt.Errorf("stating %s: %w", predicateType, err)
-	}
-	s := &attestation.Statement{
-		Type:          attestation.StatementTypeUri,
-		PredicateType: predicateType,
-		Predicate:     &p,
-		Subject: []*attestation.ResourceDescriptor{{
-			Name:   a.ID,
-			Digest: map[string]string{"sha256": a.Index.Digest.Encoded()},
-		}},
-	}
-	if err := s.Validate(); err != nil {
-		return nil, fmt.Errorf("stating %s: %w", predicateType, err)
-	}
-	return stable(s)
+// statement is in-toto's Statement, version 1. The library's own type is a protobuf message, whose JSON is not stable.
+type statement struct {
+	Type          string          `json:"_type"`
+	Subject       []subject       `json:"subject"`
+	PredicateType string          `json:"predicateType"`
+	Predicate     json.RawMessage `json:"predicate"`
 }
 
-// stable encodes a message as JSON. The library puts spaces where it likes, so that nobody relies on its bytes; without them, they
-// can be relied on.
-func stable(m proto.Message) ([]byte, error) {
-	b, err := protojson.Marshal(m)
+type subject struct {
+	Name   string            `json:"name"`
+	Digest map[string]string `json:"digest"`
+}
+
+// state writes an in-toto statement about the version's index.
+func (a *Artifact) state(predicateType string, predicate []byte) ([]byte, error) {
+	b, err := encode(statement{
+		Type:          attestation.StatementTypeUri,
+		Subject:       []subject{{Name: a.ID, Digest: map[string]string{"sha256": a.Index.Digest.Encoded()}}},
+		PredicateType: predicateType,
+		Predicate:     predicate, // encoded anew without white space
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("stating %s: %w", predicateType, err)
 	}
-	var compact bytes.Buffer
-	if err := json.Compact(&compact, b); err != nil {
-		return nil, err
-	}
-	return compact.Bytes(), nil
+	return b, nil
 }
