@@ -39,52 +39,52 @@ type (
 	Toolchain mg.Namespace
 )
 
-// Version builds a version into the OCI layout, compares it with its record in manifests/, and prints its digests.
-// For example: go tool mage build:version agoric-upgrade-16
+// Version builds a version into the OCI layout and compares it with its record. It fetches, compiles in a container and packs what
+// is not there yet, prints the digests, and fails if they are not those in manifests/. For example: go tool mage build:version agoric-upgrade-16
 func (Build) Version(ctx context.Context, id string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.BuildAndCheck(ctx, os.Stdout, opts.JSON, id)
 	})
 }
 
-// All builds every version into the OCI layout, several at once. It fails if one cannot be built, after building the others.
+// All builds every version, several at once. It fails if one cannot be built, after building the others.
 func (Build) All(ctx context.Context) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.BuildAndCheck(ctx, os.Stdout, opts.JSON, recipes.IDs()...)
 	})
 }
 
-// Golden runs the golden vectors of a version, or of all, on the workers as built: on every platform, release and debug.
-// For example: go tool mage check:golden agoric-upgrade-16
+// Golden runs golden vectors on the workers of a version, or of all. It takes every platform, release and debug. For example: go tool mage check:golden agoric-upgrade-16
 func (Check) Golden(ctx context.Context, id *string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.CheckGolden(ctx, os.Stdout, opts.JSON, oneOrAll(id)...)
 	})
 }
 
-// Reproducible builds a version, or all, again from nothing in a deliberately different environment, compares every digest, and writes
-// out/reproducible.html and out/reproducible.json. For example: go tool mage check:reproducible agoric-upgrade-16
+// Reproducible builds a version, or all, again in another environment and compares. The second build starts from nothing, under another
+// path, user, umask, locale, time zone and host name; every digest must be the same. It writes out/reproducible.html and
+// out/reproducible.json. For example: go tool mage check:reproducible agoric-upgrade-16
 func (Check) Reproducible(ctx context.Context, id *string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return reproduce.CheckAndReport(ctx, w, os.Stdout, opts.JSON, "out", oneOrAll(id)...)
 	})
 }
 
-// Record prints what the workers of a version show for every golden vector, as TOML for its recipe.
+// Record prints what a version shows for every golden vector, as TOML for its recipe.
 func (Golden) Record(ctx context.Context, id string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.ObserveGolden(ctx, os.Stdout, id)
 	})
 }
 
-// Update builds a version, runs its golden vectors, and records its digests in manifests/.
+// Update records a version's digests in manifests/, if its golden vectors hold.
 func (Manifest) Update(ctx context.Context, id string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.Record(ctx, os.Stdout, "manifests", id)
 	})
 }
 
-// Add writes a new pin, moddable-pins/NAME.toml, for two commits; the digests of their trees are fetched and recorded.
+// Add writes a new pin for two commits, with the digests of their trees, to moddable-pins/.
 func (Pins) Add(ctx context.Context, name, moddable, xsnapNative string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		file, err := w.Sources().Add(ctx, "moddable-pins", name, moddable, xsnapNative)
@@ -95,7 +95,8 @@ func (Pins) Add(ctx context.Context, name, moddable, xsnapNative string) error {
 	})
 }
 
-// Verify fetches a pin, or all, from each of its sources anew and checks that every source that can be reached gives the recorded tree.
+// Verify checks that every source of a pin, or of all, gives the recorded tree. It fetches all of them anew; the table says which could
+// not be reached.
 func (Pins) Verify(ctx context.Context, id *string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		names := pins.Names()
@@ -122,7 +123,7 @@ func (Sources) Export(ctx context.Context, id string) error {
 	})
 }
 
-// Lock resolves the toolchains' packages anew and writes toolchain/*.lock.
+// Lock resolves the toolchains' packages anew.
 func (Toolchain) Lock(ctx context.Context) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		for _, name := range toolchain.Names() {
@@ -143,7 +144,7 @@ func (Toolchain) Lock(ctx context.Context) error {
 	})
 }
 
-// Image writes the toolchains as OCI images into the layout, tagged with their names.
+// Image writes the toolchains as OCI images into the layout.
 func (Toolchain) Image(ctx context.Context) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		for _, name := range toolchain.Names() {
@@ -164,12 +165,12 @@ func (Toolchain) Image(ctx context.Context) error {
 	})
 }
 
-// Bench measures what the README and the issue tracker make promises about, each against its peer in the same run.
+// Bench measures speed, each thing against its peer in the same run.
 func Bench(ctx context.Context) error {
 	return sh(ctx, "go", "test", "-run=^$", "-bench=.", "-benchtime=3x", "-timeout=60m", "./...")
 }
 
-// Lint runs gofmt, go vet and staticcheck over everything, this file too.
+// Lint runs gofmt, go vet and staticcheck.
 func Lint(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, "gofmt", "-l", ".").Output()
 	if err != nil {
@@ -191,7 +192,7 @@ func Lint(ctx context.Context) error {
 	return nil
 }
 
-// Test runs all tests, on engines that it builds first. It installs qemu-user-static where it can, to run the arm64 workers.
+// Test builds the engines and runs all tests. It installs the Debian package qemu-user-static if it can and must, to run arm64 workers.
 func Test(ctx context.Context) error {
 	if err := needEmulator(ctx); err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 	"sync"
 
 	"github.com/enginery/enginery/internal/cas"
-	"github.com/enginery/enginery/internal/progress"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -21,16 +20,14 @@ type Options struct {
 }
 
 // Ensure returns the directory of the toolchain's root file system, which is made if it is missing and verified, every
-// byte of it, if it is there. One that is damaged is put aside and made anew.
+// byte of it, if it is there. Damage, in it or in a package, is an error that names the file; the file is put aside, so that
+// the next call makes or fetches it anew.
 func Ensure(ctx context.Context, store *cas.Store, t *Toolchain, opts Options) (string, error) {
 	err := store.VerifyRoot(t.Root)
-	var corrupt *cas.CorruptError
-	switch {
-	case err == nil:
+	if err == nil {
 		return store.Root(t.Root), nil
-	case errors.As(err, &corrupt):
-		progress.Logf(ctx, "toolchain %s is made anew: %v", t.Name, err)
-	case !errors.Is(err, fs.ErrNotExist):
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("toolchain %s: %w", t.Name, err)
 	}
 	origin := "the packages in its lock"
@@ -97,35 +94,32 @@ func fetchMissing(ctx context.Context, store *cas.Store, spec *Spec, packages []
 	return a.fetch(ctx, store, packages)
 }
 
-// missingPackages returns the packages that are not in the store, or are damaged there.
+// missingPackages returns the packages that are not in the store. The error names those that are damaged there.
 func missingPackages(ctx context.Context, store *cas.Store, packages []Package) ([]Package, error) {
-	damaged := make([]error, len(packages))
-	g, ctx := errgroup.WithContext(ctx)
+	found := make([]error, len(packages))
+	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i, p := range packages {
 		g.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
+			if found[i] = ctx.Err(); found[i] == nil {
+				found[i] = store.Verify(p.Digest())
 			}
-			damaged[i] = store.Verify(p.Digest())
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
+	g.Wait()
 	var missing []Package
+	var damaged []error
 	for i, p := range packages {
-		var corrupt *cas.CorruptError
-		switch err := damaged[i]; {
-		case err == nil:
-			continue
-		case errors.As(err, &corrupt):
-			progress.Logf(ctx, "package %s is fetched anew: %v", p, err)
-		case !errors.Is(err, fs.ErrNotExist):
-			return nil, fmt.Errorf("package %s: %w", p, err)
+		switch err := found[i]; {
+		case errors.Is(err, fs.ErrNotExist):
+			missing = append(missing, p)
+		case err != nil:
+			damaged = append(damaged, fmt.Errorf("package %s: %w", p, err))
 		}
-		missing = append(missing, p)
+	}
+	if len(damaged) > 0 {
+		return nil, errors.Join(damaged...)
 	}
 	return missing, nil
 }
