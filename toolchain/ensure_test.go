@@ -19,7 +19,6 @@ import (
 	"testing"
 
 	"github.com/enginery/enginery/internal/cas"
-	"github.com/enginery/enginery/internal/progress"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
