@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -103,6 +104,9 @@ func (f *Fetcher) fetch(ctx context.Context, c *Component) error {
 		return err
 	}
 	failed := &UnavailableError{Component: c.Name, Commit: c.Commit}
+	if f.Mirror != "" && !slices.ContainsFunc(places, func(pl place) bool { return pl.local != "" }) {
+		failed.Tried = append(failed.Tried, Attempt{"mirror " + f.Mirror, errors.New("it has no such repository")})
+	}
 	for _, pl := range places {
 		if pl.source.Git != "" && failed.url == "" {
 			failed.url, failed.repository = pl.source.Git, pl.source.repository()
