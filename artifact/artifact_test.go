@@ -179,6 +179,24 @@ func TestSameBytesEverywhere(t *testing.T) {
 	}
 }
 
+// TestPlacesDoNotMatter changes what is not part of a recipe's identity: where sources are served, and what their files are called.
+func TestPlacesDoNotMatter(t *testing.T) {
+	v := newVersion(t, "agoric-upgrade-16", "a", 100)
+	before, digest := v.pack(t), v.recipe.Digest()
+	pin, pair := *v.recipe.Pin, *v.recipe.Bundles
+	pin.Name, pair.Name = "another", "another"
+	pin.Moddable.Sources, pin.XsnapNative.Sources = nil, nil
+	v.recipe.Pin, v.recipe.Bundles = &pin, &pair
+	if v.recipe.Digest() != digest {
+		t.Fatal("the recipe has another digest")
+	}
+	after := v.pack(t)
+	if after.Index.Digest != before.Index.Digest || after.Referrers[0].Manifest.Digest != before.Referrers[0].Manifest.Digest ||
+		after.Referrers[1].Manifest.Digest != before.Referrers[1].Manifest.Digest {
+		t.Error("equal recipes gave different artifacts")
+	}
+}
+
 func TestConformsToImageSpec(t *testing.T) {
 	for _, engineOnly := range []bool{false, true} {
 		v := newVersion(t, "agoric-upgrade-16", "a", 100)
@@ -344,6 +362,10 @@ func TestSBOM(t *testing.T) {
 	doc, err := spdx.Read(bytes.NewReader(predicate))
 	if err != nil {
 		t.Fatal(err)
+	}
+	const licenses = "LGPL-3.0-or-later AND Apache-2.0 AND dtoa AND LGPL-2.1-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1"
+	if got := doc.Packages[0].PackageLicenseDeclared; got != licenses {
+		t.Errorf("licensed under %s, expected %s", got, licenses)
 	}
 	if doc.CreationInfo.Created != "1970-01-01T00:00:01Z" {
 		t.Errorf("created %s", doc.CreationInfo.Created)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"text/template"
@@ -61,8 +62,24 @@ remains attached.
 
 // licenses returns the SPDX expression for a version's workers.
 func licenses(r *recipes.Recipe) string {
-	return r.Pin.Moddable.License + " AND " + r.Pin.XsnapNative.License +
-		" AND LGPL-2.1-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1"
+	var all []string
+	for _, expression := range []string{
+		r.Pin.Moddable.License,
+		r.Pin.XsnapNative.License,
+		"LGPL-2.1-or-later",                       // the C library
+		"GPL-3.0-or-later WITH GCC-exception-3.1", // libgcc
+	} {
+		parts := strings.Split(expression, " AND ")
+		if strings.Contains(expression, " OR ") {
+			parts = []string{"(" + expression + ")"}
+		}
+		for _, l := range parts {
+			if !slices.Contains(all, l) {
+				all = append(all, l)
+			}
+		}
+	}
+	return strings.Join(all, " AND ")
 }
 
 func noticesText(r *recipes.Recipe, t recipes.Target) string {
