@@ -89,6 +89,10 @@ func Engines(ctx context.Context, store *cas.Store, ex Executor, fetch func(cont
 		}
 	}
 	var mu sync.Mutex
+	var task *progress.Task
+	if len(missing) > 0 {
+		task = progress.StartSteps(ctx, "compile engines", len(missing))
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, a := range missing {
 		g.Go(func() error {
@@ -96,13 +100,16 @@ func Engines(ctx context.Context, store *cas.Store, ex Executor, fetch func(cont
 			if err != nil {
 				return err
 			}
+			task.Add(1)
 			mu.Lock()
 			results[a.Digest] = binary
 			mu.Unlock()
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	task.Done(err)
+	if err != nil {
 		return nil, err
 	}
 	for _, r := range rs {

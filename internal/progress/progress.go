@@ -72,6 +72,7 @@ type Task struct {
 	r     *Reporter
 	name  string
 	total int64
+	steps bool // it counts steps, not bytes
 	start time.Time
 	bar   *mpb.Bar
 
@@ -82,15 +83,24 @@ type Task struct {
 }
 
 // logInterval is how often a log gets a line about a task that is still going.
-const logInterval = 10 * time.Second
+const logInterval = 30 * time.Second
 
 // Start begins a task of total bytes, or of unknown size if total is 0.
 func Start(ctx context.Context, name string, total int64) *Task {
+	return start(ctx, name, total, false)
+}
+
+// StartSteps begins a task of total steps.
+func StartSteps(ctx context.Context, name string, total int) *Task {
+	return start(ctx, name, int64(total), true)
+}
+
+func start(ctx context.Context, name string, total int64, steps bool) *Task {
 	r, ok := ctx.Value(key{}).(*Reporter)
 	if !ok {
 		return nil
 	}
-	t := &Task{r: r, name: name, total: total, start: time.Now()}
+	t := &Task{r: r, name: name, total: total, steps: steps, start: time.Now()}
 	if r.bars == nil {
 		t.tick = time.NewTicker(logInterval)
 		t.stop = make(chan struct{})
@@ -99,8 +109,11 @@ func Start(ctx context.Context, name string, total int64) *Task {
 	}
 	left := mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR))
 	if total > 0 {
-		t.bar = r.bars.New(total, mpb.BarStyle(), left,
-			mpb.AppendDecorators(decor.Counters(decor.SizeB1024(0), "% .1f / % .1f")), mpb.BarRemoveOnComplete())
+		counters := decor.Counters(decor.SizeB1024(0), "% .1f / % .1f")
+		if steps {
+			counters = decor.CountersNoUnit("%d of %d")
+		}
+		t.bar = r.bars.New(total, mpb.BarStyle(), left, mpb.AppendDecorators(counters), mpb.BarRemoveOnComplete())
 	} else {
 		t.bar = r.bars.New(1, mpb.SpinnerStyle(), left,
 			mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)), mpb.BarRemoveOnComplete())
@@ -118,16 +131,19 @@ func (t *Task) log() {
 			done := t.done
 			t.mu.Unlock()
 			elapsed := time.Since(t.start).Round(time.Second)
-			if t.total > 0 {
+			switch {
+			case t.steps:
+				t.r.logf("%s: %d of %d (%v)", t.name, done, t.total, elapsed)
+			case t.total > 0:
 				t.r.logf("%s: %d of %d MB (%v)", t.name, done>>20, t.total>>20, elapsed)
-			} else {
+			default:
 				t.r.logf("%s: %v", t.name, elapsed)
 			}
 		}
 	}
 }
 
-// Add says that n more bytes are done.
+// Add says that n more bytes, or steps, are done.
 func (t *Task) Add(n int64) {
 	if t == nil {
 		return
