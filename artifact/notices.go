@@ -60,6 +60,12 @@ for internal or external distribution as long as this notice
 remains attached.
 `
 
+// The licences of what is in the bundles, whose packages declare Apache-2.0: see notices.tmpl.
+const (
+	lockdownLicense   = "Apache-2.0 AND BSD-3-Clause AND MIT AND Unlicense"
+	supervisorLicense = "Apache-2.0 AND MIT AND Unlicense"
+)
+
 // licenses returns the SPDX expression for a version's workers.
 func licenses(r *recipes.Recipe) string {
 	var all []string

@@ -72,13 +72,17 @@ func (a *Artifact) sbom(r *recipes.Recipe) ([]byte, error) {
 		}
 	}
 	if r.Bundles != nil {
-		for _, bd := range []bundles.Bundle{r.Bundles.Lockdown, r.Bundles.Supervisor} {
+		for _, bd := range []struct {
+			bundles.Bundle
+			license string
+		}{{r.Bundles.Lockdown, lockdownLicense}, {r.Bundles.Supervisor, supervisorLicense}} {
 			b.relate(version, "CONTAINS", b.add(&spdx.Package{
 				PackageName:               bd.Name,
 				PackageVersion:            bd.Version,
 				PackageFileName:           bd.File,
 				PackageDownloadLocation:   "NOASSERTION",
 				PackageLicenseDeclared:    "Apache-2.0",
+				PackageLicenseConcluded:   bd.license,
 				PackageChecksums:          sha256Sum(bd.SHA256.Hash),
 				PackageExternalReferences: purl(npmPURL(bd.Name, bd.Version)),
 			}, "bundle-"+bd.Name))
@@ -112,7 +116,9 @@ func (b *sbomBuilder) add(p *spdx.Package, name string) common.ElementID {
 	}
 	b.seen[id] = true
 	p.PackageSPDXIdentifier = id
-	p.PackageLicenseConcluded = "NOASSERTION"
+	if p.PackageLicenseConcluded == "" {
+		p.PackageLicenseConcluded = "NOASSERTION"
+	}
 	p.PackageCopyrightText = "NOASSERTION"
 	b.doc.Packages = append(b.doc.Packages, p)
 	return id
