@@ -24,6 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 )
 
 func blobPath(t testing.TB, dir, digest string) string {
@@ -70,6 +71,10 @@ func TestDamage(t *testing.T) {
 		}
 		for kind, change := range map[string]func([]byte) []byte{"flipped": flip, "truncated": truncate, "extended": extend} {
 			edit(t, path, change)
+			found := "sha256:"
+			if kind == "extended" {
+				found = "more bytes than that"
+			}
 			for user, use := range map[string]func() error{
 				"Open":        func() error { _, err := artifact.Open(dir, id); return err },
 				"WriteLayout": func() error { return a.WriteLayout(t.Context(), dir) },
@@ -78,7 +83,7 @@ func TestDamage(t *testing.T) {
 				var corrupt *artifact.CorruptError
 				if !errors.As(err, &corrupt) || corrupt.Path != path || corrupt.Blob.Digest.Encoded() != e.Name() {
 					t.Errorf("%s, %s: %s finds %v", e.Name(), kind, user, err)
-				} else if msg := err.Error(); !strings.Contains(msg, fmt.Sprintf("%d bytes; found sha256:", len(good))) || !strings.Contains(msg, path) {
+				} else if msg := err.Error(); !strings.Contains(msg, fmt.Sprintf("%d bytes; found %s", len(good), found)) || !strings.Contains(msg, path) {
 					t.Errorf("%s, %s: %s says %s", e.Name(), kind, user, msg)
 				}
 			}
@@ -97,6 +102,38 @@ func TestDamage(t *testing.T) {
 		}
 		open(t, dir, id)
 	}
+}
+
+// TestWhatIsNoFile puts things in place of a blob that never end, or never begin.
+func TestWhatIsNoFile(t *testing.T) {
+	const id = "agoric-upgrade-16"
+	dir := t.TempDir()
+	a := newVersion(t, id, "a", 100).write(t, dir)
+	for _, d := range []string{a.Platforms[0].Files[0].Digest.String(), a.Platforms[0].Config.Digest.String()} {
+		path := blobPath(t, dir, d)
+		good, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for kind, make := range map[string]func() error{
+			"a device":       func() error { return os.Symlink("/dev/zero", path) },
+			"a pipe":         func() error { return unix.Mkfifo(path, 0o644) },
+			"a folder":       func() error { return os.Mkdir(path, 0o755) },
+			"a link nowhere": func() error { return os.Symlink("nowhere", path) },
+		} {
+			if err := errors.Join(os.Remove(path), make()); err != nil {
+				t.Fatal(err)
+			}
+			var corrupt *artifact.CorruptError
+			if _, err := artifact.Open(dir, id); !errors.As(err, &corrupt) || corrupt.Path != path {
+				t.Errorf("%s in place of a blob: %v", kind, err)
+			}
+		}
+		if err := errors.Join(os.Remove(path), os.WriteFile(path, good, 0o444)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open(t, dir, id)
 }
 
 func TestTamperedIndex(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // ErrNotFound says that a layout has no version of that name.
@@ -74,6 +75,9 @@ func (v *verifier) Read(p []byte) (int, error) {
 	n, err := v.r.Read(p)
 	v.h.Write(p[:n])
 	v.n += int64(n)
+	if v.n > v.want.Size { // it may never end
+		return 0, &CorruptError{Blob: v.want, Path: v.path, Found: "more bytes than that"}
+	}
 	if err == io.EOF {
 		if sum := fmt.Sprintf("%x", v.h.Sum(nil)); sum != v.want.Digest.Encoded() || v.n != v.want.Size {
 			err = &CorruptError{Blob: v.want, Path: v.path, Found: fmt.Sprintf("sha256:%s, %d bytes", sum, v.n)}
@@ -88,11 +92,15 @@ func openBlob(dir string, d ocispec.Descriptor) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // who opens a pipe waits for its writer
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &CorruptError{Blob: d, Path: path, Found: "no file", Err: fs.ErrNotExist}
 	} else if err != nil {
 		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		f.Close()
+		return nil, errors.Join(err, &CorruptError{Blob: d, Path: path, Found: "something that is not a file"})
 	}
 	return struct {
 		io.Reader
