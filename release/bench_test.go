@@ -36,4 +36,3 @@ func BenchmarkNothingToDo(b *testing.B) {
 	b.ReportMetric(float64(build.Milliseconds())/float64(b.N), "build-ms/op")
 	b.ReportMetric(float64(nothing.Milliseconds())/float64(b.N), "empty-process-ms/op")
 }
-
