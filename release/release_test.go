@@ -162,7 +162,7 @@ func TestAnotherRecordIsADifference(t *testing.T) {
 	w := workshop(t)
 	r := enginetest.Recipe(t, "agoric-upgrade-16")
 	r.Targets = r.Targets[:1]
-	r.CFlags = append(r.CFlags, "-DNDEBUG")
+	r.CFlags = append(r.CFlags, "-fstack-protector-all")
 	r.Goals = []string{recipes.Debug}
 	delete(r.Golden, recipes.Release)
 	versions, err := w.Build(t.Context(), r)
