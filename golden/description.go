@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"strconv"
 
 	"github.com/enginery/enginery/recipes"
@@ -42,12 +43,26 @@ func checkDescription(ctx context.Context, e Engine, r *recipes.Recipe) ([]Resul
 		{Label: "protocol level", Expected: strconv.Itoa(r.Engine.Protocol), Found: strconv.Itoa(level)},
 		{Label: "snapshot version", Expected: r.Engine.SnapshotVersion, Found: header.version},
 		{Label: "snapshot signature", Expected: r.Engine.SnapshotSignature, Found: header.signature},
+		{Label: "own snapshot", Expected: "loads", Found: load(ctx, e, r, &heap)},
 	}
 	for i := range results {
 		results[i].Vector = description
 		results[i].OK = results[i].Expected == results[i].Found
 	}
 	return results, nil
+}
+
+// load says whether the engine loads a heap snapshot, and why not.
+func load(ctx context.Context, e Engine, r *recipes.Recipe, heap io.Reader) string {
+	w, err := start(ctx, e, r, heap)
+	if err != nil {
+		return err.Error()
+	}
+	defer w.Kill()
+	if err := w.Ready(); err != nil {
+		return err.Error()
+	}
+	return "loads"
 }
 
 // header is the beginning of a heap snapshot.

@@ -1,6 +1,7 @@
 package golden
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -34,11 +35,20 @@ func fields(o recipes.Observation) string {
 			all = append(all, key+" = "+value)
 		}
 	}
-	add("snapshot", strconv.Quote(o.Snapshot), o.Snapshot != "")
+	add("snapshot", quote(o.Snapshot), o.Snapshot != "")
 	add("size", strconv.FormatInt(o.Size, 10), o.Size != 0)
 	add("compute", strconv.FormatInt(o.Compute, 10), o.Compute != 0)
 	add("allocate", strconv.FormatInt(o.Allocate, 10), o.Allocate != 0)
 	add("heap-count", strconv.FormatInt(o.HeapCount, 10), o.HeapCount != 0)
-	add("reply", strconv.Quote(o.Reply), o.Reply != "")
+	add("reply", quote(o.Reply), o.Reply != "")
 	return strings.Join(all, ", ")
+}
+
+// quote writes a basic string of TOML, which has the escapes of JSON, and takes no DEL.
+func quote(s string) string {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.Encode(s)
+	return strings.ReplaceAll(strings.TrimSuffix(b.String(), "\n"), "\x7f", `\u007f`)
 }

@@ -2,9 +2,11 @@ package xsnap
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 )
 
@@ -47,7 +49,7 @@ func ProbeProtocol(ctx context.Context, path string, emulator ...string) (level 
 	_, err = w.round("sending an unknown command", 'X', nil)
 	var exit *ExitError
 	if !errors.As(err, &exit) {
-		return 0, fmt.Errorf("an unknown command did not end the worker: %v", err)
+		return 0, fmt.Errorf("an unknown command did not end the worker: %w", cmp.Or(err, errors.New("it answered")))
 	}
 	if exit.Code != ExitIO {
 		return Level2, nil
@@ -59,8 +61,13 @@ func ProbeProtocol(ctx context.Context, path string, emulator ...string) (level 
 		return 0, err
 	}
 	defer w.Kill()
-	if _, err := w.Snapshot(new(bytes.Buffer)); err != nil {
+	_, err = w.Snapshot(io.Discard)
+	var protocol *ProtocolError
+	if errors.As(err, &protocol) {
 		return Level3, nil
+	}
+	if err != nil {
+		return 0, err
 	}
 	return Level4, nil
 }

@@ -21,8 +21,11 @@ func writeNetstring(w io.Writer, prefix, body []byte) error {
 	return err
 }
 
-// maxDigits is how many digits a worker gives a length at most.
-const maxDigits = 9
+// What a worker reads and writes of a length: at most so many digits.
+const (
+	maxDigits  = 9
+	maxMessage = 999_999_999
+)
 
 // readNetstring reads a netstring of at most limit bytes. The end of r before it is io.EOF, within it io.ErrUnexpectedEOF.
 func readNetstring(r *bufio.Reader, limit int) ([]byte, error) {

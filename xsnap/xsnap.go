@@ -1,7 +1,7 @@
 // Package xsnap runs an engine: it starts an xsnap-worker and speaks its protocol.
 //
 // A worker reads commands from file descriptor 3 and answers on 4, in netstrings (agoric-sdk, packages/xsnap). It does one thing at
-// a time, and so does a [Worker]: its methods must not be called concurrently.
+// a time, and so does a [Worker]: calls from many goroutines wait for each other, except Kill.
 package xsnap
 
 import (
@@ -10,11 +10,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -32,17 +34,18 @@ type Options struct {
 	Path     string   // of the engine
 	Emulator []string // command that the engine's command line follows, for an engine of another architecture
 	Protocol int      // its protocol level
-	Name     string   // display name, which must not begin with "-"; "worker" if empty
+	Name     string   // for errors and ps; must not begin with "-"; "worker" if empty
 
 	MeteringLimit int64     // computrons that a crank may use; 0: no limit
 	ParserBuffer  int       // kB; 0: the worker's own, 8192. It is part of heap snapshots
 	Snapshot      io.Reader // heap snapshot to start from; nil: a fresh heap
-	MaxReply      int       // bytes; 0: 12,000,000 as SwingSet has it
+	MaxReply      int       // bytes of a message from the worker; 0: 12,000,000 as SwingSet has it
 
-	// Handle answers a command from the worker. An error of it ends the worker, since the protocol has no way to pass it on.
+	// Handle answers a command from the worker. An error of it ends the worker, since the protocol has no way to pass it on. It must
+	// not call the worker's methods, except Kill.
 	Handle func(ctx context.Context, message []byte) ([]byte, error)
 
-	Stdout, Stderr io.Writer // the worker's; nil: discarded
+	Stdout, Stderr io.Writer // the worker's, written to concurrently; nil: discarded
 
 	dir string // working directory; empty: this process's
 }
@@ -82,12 +85,13 @@ const (
 	ExitUnhandledException = 15 // also after "q" when the last evaluation threw
 	ExitNoMoreKeys         = 16
 	ExitTooMuchComputation = 17 // deterministic
+	ExitUnknown            = 255
 )
 
 var exitNames = map[int]string{
 	0: "before it answered", ExitBadUsage: "bad usage", ExitIO: "I/O or protocol error", ExitNotEnoughMemory: "not enough memory",
 	ExitStackOverflow: "stack overflow", ExitUnhandledException: "unhandled exception", ExitNoMoreKeys: "no more keys",
-	ExitTooMuchComputation: "too much computation",
+	ExitTooMuchComputation: "too much computation", ExitUnknown: "unknown error",
 }
 
 func (e *ExitError) Error() string {
@@ -113,80 +117,69 @@ type Worker struct {
 	o        Options
 	ctx      context.Context
 	cmd      *exec.Cmd
-	commands *os.File
-	replies  *os.File
-	in       *bufio.Reader
-	saves    *os.File // read end of descriptor 7
 	stderr   *tail
+	commands *os.File // write end of descriptor 3
+	replies  *os.File // read end of descriptor 4
+	saves    *os.File // read end of descriptor 7
+	loads    *os.File // write end of descriptor 8
+	in       *bufio.Reader
 
-	exited chan struct{}
-	exit   error // valid when exited is closed
-	broken error // why no command can follow
+	turn   sync.Mutex    // held while talking to the worker
+	exited chan struct{} // closed when the process is reaped
+	exit   error         // how it ended; valid when exited is closed
+
+	mu    sync.Mutex
+	ended error // why no command can follow
 }
 
-// Start starts a worker. It lives until Close or Kill is called or ctx ends.
-func Start(ctx context.Context, o Options) (_ *Worker, err error) {
+// Start starts a worker, which has then loaded its heap snapshot if it was to. It lives until Close or Kill is called or ctx ends.
+//
+// A worker believes a heap snapshot: it checks the header, and does not even notice that the end is missing. The reader should verify
+// what it reads; an error of it, even at the very end, ends the worker.
+func Start(ctx context.Context, o Options) (*Worker, error) {
 	if o.Name == "" {
 		o.Name = "worker"
 	}
-	if o.Name[0] == '-' {
-		return nil, fmt.Errorf("starting a worker: the name %q begins with -", o.Name)
+	w, err := start(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("starting %s: %w", o.Name, err)
 	}
-	if o.Protocol < Level1 || o.Protocol > Level4 {
-		return nil, fmt.Errorf("starting a worker: unknown protocol level %d", o.Protocol)
+	return w, nil
+}
+
+func start(ctx context.Context, o Options) (_ *Worker, err error) {
+	switch {
+	case o.Name[0] == '-':
+		return nil, errors.New("the name of a worker must not begin with -")
+	case o.Protocol < Level1 || o.Protocol > Level4:
+		return nil, fmt.Errorf("protocol level %d is unknown: there are %d to %d", o.Protocol, Level1, Level4)
+	case o.MeteringLimit < 0 || o.MeteringLimit > math.MaxInt32:
+		return nil, fmt.Errorf("the metering limit %d is not within 0 and %d", o.MeteringLimit, math.MaxInt32)
+	case o.ParserBuffer < 0 || o.ParserBuffer > math.MaxInt32>>10:
+		return nil, fmt.Errorf("a parser buffer of %d kB is not within 0 and %d kB", o.ParserBuffer, math.MaxInt32>>10)
 	}
 	if o.MaxReply == 0 {
 		o.MaxReply = 12_000_000
 	}
 	w := &Worker{o: o, ctx: ctx, stderr: &tail{to: o.Stderr}, exited: make(chan struct{})}
-	var theirs []*os.File
-	defer func() {
-		for _, f := range theirs {
-			if f != nil {
-				f.Close()
-			}
-		}
-		if err != nil {
-			w.closeFiles()
-			err = fmt.Errorf("starting a worker: %w", err)
-		}
-	}()
-	pipe := func() (*os.File, *os.File) {
-		if err != nil {
-			return nil, nil
-		}
-		var r, wr *os.File
-		r, wr, err = os.Pipe()
-		return r, wr
-	}
-	theirs = make([]*os.File, 4) // 3 to 6; 5 and 6 are for a debugger and a profiler
-	theirs[0], w.commands = pipe()
-	w.replies, theirs[1] = pipe()
 	args := []string{o.Name}
-	var load *os.File
+	var theirs [6]*os.File // descriptors 3 to 8; 5 and 6 are for a debugger and a profiler
+	pipes := [][2]**os.File{{&theirs[0], &w.commands}, {&w.replies, &theirs[1]}}
 	if o.Protocol >= Level4 {
-		theirs = append(theirs, nil)
-		w.saves, theirs[4] = pipe()
-		if o.Snapshot != nil {
-			theirs = append(theirs, nil)
-			theirs[5], load = pipe()
-			args = append(args, "-r", "@8:snapshot")
-		}
-	} else if o.Snapshot != nil {
-		file, ferr := spool(o.Snapshot)
-		if ferr != nil {
-			return nil, ferr
-		}
-		defer func() {
-			if err == nil {
-				err = w.Ready() // it has read the file when it answers
-			}
-			os.Remove(file)
-		}()
-		args = append(args, "-r", file)
+		pipes = append(pipes, [2]**os.File{&w.saves, &theirs[4]})
 	}
-	if err != nil {
-		return nil, err
+	switch {
+	case o.Snapshot == nil:
+	case o.Protocol >= Level4:
+		pipes = append(pipes, [2]**os.File{&theirs[5], &w.loads})
+		args = append(args, "-r", "@8:snapshot")
+	default:
+		file, err := spool(o.Snapshot)
+		if err != nil {
+			return nil, fmt.Errorf("reading the heap snapshot: %w", err)
+		}
+		defer os.Remove(file)
+		args = append(args, "-r", file)
 	}
 	if o.MeteringLimit > 0 {
 		args = append(args, "-l", strconv.FormatInt(o.MeteringLimit, 10))
@@ -194,31 +187,49 @@ func Start(ctx context.Context, o Options) (_ *Worker, err error) {
 	if o.ParserBuffer > 0 {
 		args = append(args, "-s", strconv.Itoa(o.ParserBuffer))
 	}
-	argv := append(append([]string{}, o.Emulator...), o.Path)
-	w.cmd = exec.CommandContext(ctx, argv[0], append(argv[1:], args...)...)
-	w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
-	// Nothing of the host's environment: TZ changes what Date says of local time, XSBUG_HOST makes the engine call a debugger.
-	w.cmd.Env, w.cmd.Dir = []string{"TZ=UTC0"}, o.dir
-	w.cmd.ExtraFiles = theirs
-	w.cmd.WaitDelay = time.Second
-	if err := w.cmd.Start(); err != nil {
-		if load != nil {
-			load.Close()
+	defer func() {
+		closeFiles(theirs[:]...)
+		if err != nil {
+			w.closeFiles()
 		}
+	}()
+	for _, p := range pipes {
+		if *p[0], *p[1], err = os.Pipe(); err != nil {
+			return nil, err
+		}
+	}
+	w.cmd = command(ctx, o.Emulator, o.Path, args...)
+	w.cmd.Dir = o.dir
+	w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
+	w.cmd.ExtraFiles = theirs[:]
+	if err := w.cmd.Start(); err != nil {
 		return nil, err
 	}
+	closeFiles(theirs[:]...) // now, so that the end of the worker is the end of its pipes
 	w.in = bufio.NewReaderSize(w.replies, 64<<10)
-	if load != nil {
-		go func() {
-			io.Copy(load, o.Snapshot) // a worker that gets too little says so, and ends
-			load.Close()
-		}()
-	}
 	go w.wait()
+	if o.Snapshot != nil {
+		if err := w.load(); err != nil {
+			w.Kill()
+			return nil, err
+		}
+	}
 	return w, nil
 }
 
-// wait waits for the process, and lets nothing wait for it in vain.
+// command makes the command that runs an engine.
+func command(ctx context.Context, emulator []string, path string, args ...string) *exec.Cmd {
+	argv := append(append(append([]string{}, emulator...), path), args...)
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	// Nothing of the host's environment: TZ changes what Date says of local time, XSBUG_HOST makes the engine call a debugger.
+	cmd.Env = []string{"TZ=UTC0"}
+	// A Ctrl-C on the terminal is for the host, which ends its workers as it ends.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+// wait reaps the process.
 func (w *Worker) wait() {
 	err := w.cmd.Wait()
 	var exit *exec.ExitError
@@ -237,6 +248,57 @@ func (w *Worker) wait() {
 	close(w.exited)
 }
 
+// load passes the heap snapshot to the worker and waits until it is loaded.
+func (w *Worker) load() error {
+	if w.o.Protocol < Level4 {
+		return w.Ready() // it has a file
+	}
+	source := &source{r: w.o.Snapshot}
+	passed := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(w.loads, source)
+		if source.err != nil {
+			err = fmt.Errorf("reading the heap snapshot: %w", source.err)
+		}
+		passed <- err
+		w.loads.Close()
+	}()
+	if err := w.Ready(); err != nil {
+		select {
+		case perr := <-passed:
+			if source.err != nil {
+				return perr // what the worker complains of follows from it
+			}
+		default:
+		}
+		return err
+	}
+	w.loads.Close() // it has read all that it wants
+	select {
+	case err := <-passed:
+		if errors.Is(err, os.ErrClosed) {
+			return errors.New("the heap snapshot goes on after its end")
+		}
+		return err
+	case <-w.exited:
+		return w.exit
+	}
+}
+
+// source remembers why its reader failed.
+type source struct {
+	r   io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
 func spool(r io.Reader) (string, error) {
 	f, err := os.CreateTemp("", "heap-snapshot-")
 	if err != nil {
@@ -250,7 +312,8 @@ func spool(r io.Reader) (string, error) {
 	return f.Name(), nil
 }
 
-// Evaluate evaluates a script in the global scope and runs promise jobs until there are none. An exception is a *GuestError.
+// Evaluate evaluates a script in the global scope and runs promise jobs until there are none. The payload is what an ArrayBuffer
+// holds that is the script's value, or then its property "result". An exception is a *GuestError.
 func (w *Worker) Evaluate(source string) (Reply, error) {
 	return w.round("evaluating a script", 'e', []byte(source))
 }
@@ -261,122 +324,140 @@ func (w *Worker) Command(message []byte) (Reply, error) {
 	return w.round("sending a command", '?', message)
 }
 
-// Ready waits until the worker is up and has read its snapshot. It does not touch the heap.
+// Ready waits until the worker is up. It does not touch the heap.
 func (w *Worker) Ready() error {
-	_, err := w.round("waiting for the worker", 'R', nil)
+	_, err := w.round("waiting until it is up", 'R', nil)
 	return err
 }
 
-// Snapshot writes a heap snapshot to dst, after a garbage collection, and returns its size in bytes.
+// Snapshot writes a heap snapshot to dst, after a garbage collection, and returns its size in bytes. The worker lives on when dst fails.
 func (w *Worker) Snapshot(dst io.Writer) (size int64, err error) {
 	const doing = "taking a heap snapshot"
+	save := w.saveToPipe
 	if w.o.Protocol < Level4 {
-		return w.snapshotFile(doing, dst)
+		save = w.saveToFile
 	}
-	// The worker answers when its pipe has taken all of the snapshot, so it must be drained meanwhile; the answer says how much that is.
-	announced := make(chan int64, 1)
-	drained := make(chan error, 1)
-	go func() { drained <- drain(w.saves, dst, announced) }()
-	reply, err := w.round(doing, 'w', []byte("@7"))
-	size = -1
-	if err == nil {
-		if size, err = strconv.ParseInt(string(reply.Payload), 10, 64); err != nil {
-			err = fmt.Errorf("%s: %w", doing, w.fail(&ProtocolError{fmt.Sprintf("the size of a heap snapshot is %q", reply.Payload)}))
-			size = -1
-		}
-	}
-	announced <- size
-	w.saves.SetReadDeadline(time.Now()) // wakes drain
-	derr := <-drained
+	var failed error // dst
+	err = w.talk(doing, func() (err error) {
+		size, failed, err = save(dst)
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}
-	if derr != nil {
-		return 0, fmt.Errorf("%s: %w", doing, w.fail(derr))
+	if failed != nil {
+		return 0, fmt.Errorf("%s: %s: writing it: %w", w.o.Name, doing, failed)
 	}
-	w.saves.SetReadDeadline(time.Time{})
 	return size, nil
 }
 
-// patience is how long bytes may take that the worker has said it has written.
-const patience = 10 * time.Second
-
-// drain copies as many bytes from r to dst as are announced, once r's deadline says that something is: fewer than 0 means none.
-func drain(r *os.File, dst io.Writer, announced <-chan int64) error {
-	buf := make([]byte, 256<<10)
-	var n, size int64 = 0, -1
-	var failed error
-	for size < 0 || n < size {
-		if size >= 0 {
-			r.SetReadDeadline(time.Now().Add(patience))
-		}
-		k, err := r.Read(buf)
+// saveToPipe reads a heap snapshot from the worker while it waits for the worker's answer, which says how large the snapshot is: the
+// worker answers when its pipe has taken all of it, and never closes the pipe.
+func (w *Worker) saveToPipe(dst io.Writer) (size int64, failed, err error) {
+	type result struct {
+		reply Reply
+		err   error
+	}
+	answered := make(chan result, 1)
+	w.saves.SetReadDeadline(time.Time{})
+	go func() {
+		reply, err := w.converse('w', []byte("@7"))
+		answered <- result{reply, err}
+		w.saves.SetReadDeadline(time.Now()) // wakes the reader below
+	}()
+	buf := make([]byte, 64<<10)
+	var n int64
+	for size = -1; size < 0 || n < size; {
+		k, rerr := w.saves.Read(buf)
 		n += int64(k)
 		if failed == nil && k > 0 {
 			_, failed = dst.Write(buf[:k])
 		}
-		if errors.Is(err, os.ErrDeadlineExceeded) && size < 0 {
-			if size = <-announced; size < 0 {
-				return nil
+		switch {
+		case rerr == nil:
+		case size >= 0:
+			return 0, nil, &ProtocolError{fmt.Sprintf("a heap snapshot has %d bytes, of which %d came", size, n)}
+		default:
+			answer := <-answered
+			if answer.err != nil {
+				return 0, nil, answer.err
 			}
-			continue
-		}
-		if err != nil {
-			return &ProtocolError{fmt.Sprintf("a heap snapshot has %d bytes, expected %d", n, size)}
+			if size, err = strconv.ParseInt(string(answer.reply.Payload), 10, 64); err != nil || size < 0 {
+				return 0, nil, &ProtocolError{fmt.Sprintf("the size of a heap snapshot is %q", answer.reply.Payload)}
+			}
+			w.saves.SetReadDeadline(time.Now().Add(patience))
 		}
 	}
 	if n > size {
-		return &ProtocolError{fmt.Sprintf("a heap snapshot has at least %d bytes, expected %d", n, size)}
+		return 0, nil, &ProtocolError{fmt.Sprintf("a heap snapshot has %d bytes, and %d came", size, n)}
 	}
-	return failed
+	return size, failed, nil
 }
 
-func (w *Worker) snapshotFile(doing string, dst io.Writer) (int64, error) {
+func (w *Worker) saveToFile(dst io.Writer) (size int64, failed, err error) {
 	dir, err := os.MkdirTemp("", "heap-snapshot-")
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", doing, err)
+		return 0, err, nil
 	}
 	defer os.RemoveAll(dir)
 	file := filepath.Join(dir, "snapshot")
-	if _, err := w.round(doing, 'w', []byte(file)); err != nil {
-		return 0, err
+	if _, err := w.converse('w', []byte(file)); err != nil {
+		return 0, nil, err
 	}
 	f, err := os.Open(file)
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", doing, err)
+		return 0, err, nil
 	}
 	defer f.Close()
-	n, err := io.Copy(dst, f)
-	if err != nil {
-		return 0, fmt.Errorf("%s: %w", doing, err)
-	}
-	return n, nil
+	size, failed = io.Copy(dst, f)
+	return size, failed, nil
 }
 
-// round sends a command and serves the worker's own commands until it answers.
-func (w *Worker) round(doing string, command byte, body []byte) (Reply, error) {
-	if w.broken != nil {
-		return Reply{}, fmt.Errorf("%s: %w", doing, w.broken)
+func (w *Worker) round(doing string, command byte, body []byte) (reply Reply, err error) {
+	if len(body) >= maxMessage {
+		return Reply{}, fmt.Errorf("%s: %s: %d bytes, at most %d can be sent", w.o.Name, doing, len(body), maxMessage-1)
 	}
-	reply, err := w.converse(command, body)
-	var guest *GuestError
-	if err != nil && !errors.As(err, &guest) {
-		err = w.fail(err)
-	}
-	if err != nil {
-		return Reply{}, fmt.Errorf("%s: %w", doing, err)
-	}
-	return reply, nil
+	err = w.talk(doing, func() (err error) {
+		reply, err = w.converse(command, body)
+		return err
+	})
+	return reply, err
 }
 
+// talk has a conversation with the worker. An error ends the worker, unless it is an exception of the guest; so does a panic.
+func (w *Worker) talk(doing string, conversation func() error) error {
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	err := w.reason()
+	if err == nil {
+		returned := false
+		defer func() {
+			if !returned {
+				w.Kill()
+			}
+		}()
+		err = conversation()
+		returned = true
+		var guest *GuestError
+		if err != nil && !errors.As(err, &guest) {
+			err = w.fail(err)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", w.o.Name, doing, err)
+	}
+	return nil
+}
+
+// converse sends a command and serves the worker's own commands until it answers.
 func (w *Worker) converse(command byte, body []byte) (Reply, error) {
 	if err := writeNetstring(w.commands, []byte{command}, body); err != nil {
-		return Reply{}, err
+		return Reply{}, w.lost(err)
 	}
 	for {
 		message, err := readNetstring(w.in, w.o.MaxReply)
 		if err != nil {
-			return Reply{}, err
+			return Reply{}, w.lost(err)
 		}
 		if len(message) == 0 {
 			return Reply{}, &ProtocolError{"an empty message"}
@@ -399,41 +480,65 @@ func (w *Worker) converse(command byte, body []byte) (Reply, error) {
 // handle answers a command of the worker.
 func (w *Worker) handle(message []byte) error {
 	if w.o.Handle == nil {
-		return &ProtocolError{"the guest sent a command, and nobody handles commands"}
+		return errors.New("the guest sent a command, and nobody handles commands")
 	}
 	answer, err := w.o.Handle(w.ctx, message)
 	if err != nil {
 		return fmt.Errorf("handling a command of the guest: %w", err)
 	}
+	if len(answer) >= maxMessage {
+		return fmt.Errorf("answering a command of the guest: %d bytes, at most %d can be sent", len(answer), maxMessage-1)
+	}
 	prefix := []byte{'/'}
 	if w.o.Protocol < Level2 {
 		prefix = nil
 	}
-	return writeNetstring(w.commands, prefix, answer)
+	if err := writeNetstring(w.commands, prefix, answer); err != nil {
+		return w.lost(err)
+	}
+	return nil
 }
 
-// fail ends the worker after an error that leaves it in an unknown state, and returns why it ended: how the process did, if that came first.
-func (w *Worker) fail(err error) error {
-	if w.broken != nil {
-		return w.broken
-	}
+// patience is how long a worker may take for what it does at once.
+const patience = 10 * time.Second
+
+// lost explains an error of the pipes: they end when the process does.
+func (w *Worker) lost(err error) error {
 	var protocol *ProtocolError
-	gone := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE)
-	if gone {
-		select {
-		case <-w.exited:
-		case <-time.After(patience):
-		}
+	if errors.As(err, &protocol) {
+		return err
 	}
-	w.kill()
-	w.broken = err
-	if gone && w.exit != nil && !errors.As(err, &protocol) {
-		w.broken = w.exit
+	select {
+	case <-w.exited:
+		return w.exit
+	case <-time.After(patience):
+		return err
 	}
+}
+
+// fail ends the worker after an error that leaves it in an unknown state, and returns why it ended.
+func (w *Worker) fail(err error) error {
 	if w.ctx.Err() != nil {
-		w.broken = w.ctx.Err()
+		err = w.ctx.Err()
 	}
-	return w.broken
+	w.end(err)
+	w.kill()
+	return w.reason()
+}
+
+// end says why no command can follow, unless that has been said.
+func (w *Worker) end(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended == nil {
+		w.ended = err
+	}
+}
+
+func (w *Worker) reason() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.ended
 }
 
 func (w *Worker) kill() {
@@ -442,51 +547,57 @@ func (w *Worker) kill() {
 	<-w.exited
 }
 
-// Kill ends the worker at once.
+// Kill ends the worker at once. It may be called at any time; what is under way fails.
 func (w *Worker) Kill() {
-	if w.broken == nil {
-		w.broken = errors.New("the worker was killed")
-	}
+	w.end(errors.New("the worker was killed"))
 	w.kill()
 }
 
 // Close tells the worker to end, waits until it has, and returns why it ended otherwise than it should. A worker whose last
-// evaluation threw ends with ExitUnhandledException: that is no error.
+// evaluation threw ends with ExitUnhandledException: that is no error. Nor is it one to close a worker that has failed.
 func (w *Worker) Close() error {
-	if w.broken != nil {
+	w.turn.Lock()
+	defer w.turn.Unlock()
+	if w.reason() != nil {
 		w.kill()
 		return nil // whoever got the error knows
 	}
-	w.broken = errors.New("the worker was closed")
-	err := writeNetstring(w.commands, []byte{'q'}, nil)
+	w.end(errors.New("the worker was closed"))
+	werr := writeNetstring(w.commands, []byte{'q'}, nil)
 	w.closeFiles()
 	select {
 	case <-w.exited:
 	case <-time.After(patience):
 		w.kill()
-		return errors.New("closing a worker: it did not end, and was killed")
+		return fmt.Errorf("closing %s: it did not end within %v, and was killed", w.o.Name, patience)
 	}
 	var exit *ExitError
-	if errors.As(w.exit, &exit) && exit.Signal == 0 && (exit.Code == 0 || exit.Code == ExitUnhandledException) {
+	if werr == nil && errors.As(w.exit, &exit) && exit.Signal == 0 && (exit.Code == 0 || exit.Code == ExitUnhandledException) {
 		return nil
 	}
-	return fmt.Errorf("closing a worker: %w", errors.Join(w.exit, err))
+	err := w.exit
+	if w.ctx.Err() != nil {
+		err = w.ctx.Err()
+	}
+	return fmt.Errorf("closing %s: %w", w.o.Name, err)
 }
 
-func (w *Worker) closeFiles() {
-	for _, f := range []*os.File{w.commands, w.replies, w.saves} {
-		if f != nil {
-			f.Close()
-		}
+func (w *Worker) closeFiles() { closeFiles(w.commands, w.replies, w.saves, w.loads) }
+
+func closeFiles(files ...*os.File) {
+	for _, f := range files {
+		f.Close() // nil, or closed already: an error that says nothing
 	}
 }
 
 // Version returns what an engine says of itself, e.g. "xsnap 0.15.0 (XS 13.3.0)".
 func Version(ctx context.Context, path string, emulator ...string) (string, error) {
-	argv := append(append([]string{}, emulator...), path, "-v")
-	out, err := exec.CommandContext(ctx, argv[0], argv[1:]...).Output()
+	cmd := command(ctx, emulator, path, "-v")
+	var stderr tail
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		return "", fmt.Errorf("asking %s for its version: %w", path, err)
+		return "", fmt.Errorf("asking %s for its version: %w: %s", path, err, stderr.String())
 	}
 	return strings.TrimSpace(string(out)), nil
 }
