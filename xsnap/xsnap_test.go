@@ -466,7 +466,7 @@ type writer struct {
 	left   int
 	panics bool
 	pause  time.Duration
-	bytes.Buffer
+	buf    bytes.Buffer
 }
 
 var errFull = errors.New("disk full")
@@ -479,13 +479,13 @@ func (w *writer) Write(p []byte) (int, error) {
 		}
 		return 0, errFull
 	}
-	return w.Buffer.Write(p)
+	return w.buf.Write(p)
 }
 
 func TestSnapshotWriter(t *testing.T) {
 	w := begin(t, native.options(t))
 	slow := &writer{left: 1 << 30, pause: 50 * time.Millisecond}
-	if _, err := w.Snapshot(slow); err != nil || hash(slow.Bytes()) != fresh {
+	if _, err := w.Snapshot(slow); err != nil || hash(slow.buf.Bytes()) != fresh {
 		t.Errorf("a slow writer: %v", err)
 	}
 	for _, left := range []int{0, 100_000} {
@@ -818,5 +818,38 @@ func TestNothingOutlives(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("%d files and %d goroutines, %d and %d before", f, g, files, goroutines)
 		}
+	}
+}
+
+// TestSnapshotFiles drives a worker as older ones must be driven, by files: newer ones can still do that.
+func TestSnapshotFiles(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	o := native.options(t)
+	o.Protocol = Level3
+	w := begin(t, o)
+	if got := hash(snapshot(t, w)); got != fresh {
+		t.Errorf("a fresh heap has the hash %s, want %s", got, fresh)
+	}
+	evaluate(t, w, "globalThis.n = 42")
+	heap := snapshot(t, w)
+	if _, err := w.Snapshot(&writer{left: 10}); !errors.Is(err, errFull) {
+		t.Error(err)
+	}
+	evaluate(t, w, "1") // it lives on
+
+	o.Snapshot = bytes.NewReader(heap)
+	if got := evaluate(t, begin(t, o), answer("n")); got != "42" {
+		t.Errorf("after a resume: %q", got)
+	}
+	o.Snapshot = bytes.NewReader(heap[:1000])
+	_, err := Start(t.Context(), o)
+	wantExit(t, err, ExitIO, 0)
+	o.Snapshot = iotest.ErrReader(errFull)
+	if _, err := Start(t.Context(), o); !errors.Is(err, errFull) {
+		t.Error(err)
+	}
+	left, err := os.ReadDir(os.Getenv("TMPDIR"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
 	}
 }
