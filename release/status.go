@@ -34,7 +34,7 @@ func WithStatus(err error) error {
 	return &statusError{err, Status(err)}
 }
 
-// Status returns the exit status that an error stands for.
+// Status returns the exit status that an error stands for: that of its ExitStatus method, if it has one.
 func Status(err error) int {
 	var (
 		unknown     *recipes.UnknownError
@@ -44,10 +44,13 @@ func Status(err error) int {
 		sources     *pins.UnavailableError
 		packages    *npm.UnavailableError
 		program     *client.MissingError
+		own         interface{ ExitStatus() int }
 	)
 	switch {
 	case err == nil:
 		return 0
+	case errors.As(err, &own):
+		return own.ExitStatus()
 	case errors.As(err, &unknown):
 		return StatusUsage
 	case errors.As(err, &different), errors.As(err, &golden):

@@ -9,9 +9,12 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/internal/cas"
@@ -24,20 +27,29 @@ import (
 
 // The second build runs in a process of its own, so that its user, umask, host name and environment can be others. It is this program,
 // started again: init finds the variable below and builds instead of going on to main.
-const elsewhereVar = "ENGINERY_BUILD_ELSEWHERE"
+const (
+	roleVar   = "ENGINERY_BUILD_ELSEWHERE"
+	roleLend  = "lend"  // become another user on a host with another name, then
+	roleBuild = "build" // build
+)
+
+const (
+	otherHost = "elsewhere"
+	nobody    = 65534 // the user that root lends the second build to
+	otherUser = 4242  // who an ordinary user seems to be in a user namespace
+)
 
 func init() {
 	var err error
-	switch os.Getenv(elsewhereVar) {
+	switch os.Getenv(roleVar) {
 	case "":
 		return
-	case "lend":
+	case roleLend:
 		err = lend()
+	case roleBuild:
+		err = serve(os.Stdin, os.NewFile(3, "result"))
 	default:
-		os.Unsetenv(elsewhereVar)
-		if err = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err == nil {
-			err = buildAndReport(os.Stdin, os.NewFile(3, "results"))
-		}
+		err = fmt.Errorf("%s is not for users: unset it", roleVar)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -46,31 +58,35 @@ func init() {
 	os.Exit(0)
 }
 
-// lend changes the host name, which only root may, and starts this program once more as a user who may nothing.
+// lend renames the host, gives up what that takes, and starts this program once more.
 func lend() error {
 	if err := unix.Sethostname([]byte(otherHost)); err != nil {
 		return fmt.Errorf("setting the host name: %w", err)
 	}
-	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)); err != nil {
-		return fmt.Errorf("becoming user %d: %w", nobody, err)
+	if os.Geteuid() == 0 {
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(nobody), syscall.Setuid(nobody)); err != nil {
+			return fmt.Errorf("becoming user %d: %w", nobody, err)
+		}
+	} else if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("giving up capabilities: %w", err)
 	}
-	os.Setenv(elsewhereVar, "build")
-	return fmt.Errorf("starting again as user %d: %w", nobody, syscall.Exec(os.Args[0], os.Args, os.Environ()))
+	os.Setenv(roleVar, roleBuild)
+	return fmt.Errorf("starting again: %w", syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
 }
-
-const otherHost = "elsewhere"
 
 // order is what the second process is told.
 type order struct {
 	Recipes       []*recipes.Recipe
+	Digests       []cas.Digest // of the recipes: what arrives must be what was sent
 	Store, Layout string
 	ToolchainFrom string
-	Umask         int
-	Jobs          int
+	Umask, Jobs   int
+	Parent        int // process that waits for the result
 }
 
 // result is what it answers.
 type result struct {
+	Error       string // why there is no more
 	Environment Environment
 	Versions    []built
 }
@@ -81,201 +97,229 @@ type built struct {
 	Manifest *manifests.Manifest
 }
 
-func buildAndReport(in io.Reader, out io.WriteCloser) error {
-	var o order
-	if err := json.NewDecoder(in).Decode(&o); err != nil {
-		return fmt.Errorf("reading what to build: %w", err)
+// serve reads an order, builds, and writes the result.
+func serve(in io.Reader, out io.WriteCloser) error {
+	os.Unsetenv(roleVar)
+	unix.CloseOnExec(3)
+	var r *result
+	o, err := readOrder(in)
+	if err == nil {
+		// A change of user has undone the parent's setting. The parent may have died before this.
+		err = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		if os.Getppid() != o.Parent {
+			return errors.New("nobody waits for this build any more")
+		}
 	}
+	if err == nil {
+		r, err = buildOrder(o)
+	}
+	if err != nil {
+		r = &result{Error: err.Error()}
+	}
+	if err := errors.Join(json.NewEncoder(out).Encode(r), out.Close()); err != nil {
+		return fmt.Errorf("reporting what was built: %w", err)
+	}
+	return nil
+}
+
+func readOrder(in io.Reader) (*order, error) {
+	o := new(order)
+	if err := json.NewDecoder(in).Decode(o); err != nil {
+		return nil, fmt.Errorf("reading what to build: %w", err)
+	}
+	if len(o.Recipes) != len(o.Digests) {
+		return nil, fmt.Errorf("reading what to build: %d recipes and %d digests", len(o.Recipes), len(o.Digests))
+	}
+	for i, r := range o.Recipes {
+		if found := r.Digest(); found != o.Digests[i] {
+			return nil, fmt.Errorf("reading what to build: recipe %s has the digest %s, expected %s", r.ID, found, o.Digests[i])
+		}
+	}
+	return o, nil
+}
+
+func buildOrder(o *order) (*result, error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	syscall.Umask(o.Umask)
 	store, err := cas.Open(o.Store)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer store.Close()
-	ctx, reporter := progress.With(context.Background(), os.Stderr)
+	ctx, reporter := progress.With(ctx, os.Stderr)
 	defer reporter.Close()
 	w := &release.Workshop{Store: store, Layout: o.Layout, ToolchainFrom: o.ToolchainFrom, Jobs: o.Jobs}
 	versions, err := w.Build(ctx, o.Recipes...)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r := result{Environment: observe(o.Store, o.Jobs)}
+	r := &result{Environment: observe(o.Store, o.Jobs)}
 	for _, v := range versions {
 		r.Versions = append(r.Versions, built{v.Outputs, v.Manifest})
 	}
-	if err := json.NewEncoder(out).Encode(r); err != nil {
-		return fmt.Errorf("reporting what was built: %w", err)
-	}
-	return out.Close()
+	return r, nil
 }
 
-// Environment is what a build could have seen of its surroundings, had it not been hermetic.
-type Environment struct {
-	Path       string `json:"path"` // of the store
-	FileSystem string `json:"fileSystem"`
-	User       int    `json:"user"`
-	Umask      string `json:"umask"`
-	Host       string `json:"host"`
-	Locale     string `json:"locale"`
-	TimeZone   string `json:"timeZone"`
-	Home       string `json:"home"`
-	Jobs       int    `json:"jobs"`
-	Kernel     string `json:"kernel"`
-}
-
-func observe(store string, jobs int) Environment {
-	umask := syscall.Umask(0)
-	syscall.Umask(umask)
-	e := Environment{
-		Path:       store,
-		FileSystem: fileSystem(store),
-		User:       os.Geteuid(),
-		Umask:      fmt.Sprintf("%03o", umask),
-		Locale:     firstOf(os.Getenv("LC_ALL"), os.Getenv("LANG"), "C"),
-		TimeZone:   firstOf(os.Getenv("TZ"), "the system's"),
-		Home:       os.Getenv("HOME"),
-		Jobs:       jobs,
-	}
-	var uts unix.Utsname
-	if unix.Uname(&uts) == nil {
-		e.Host = unix.ByteSliceToString(uts.Nodename[:])
-		e.Kernel = unix.ByteSliceToString(uts.Release[:])
-	}
-	return e
-}
-
-func firstOf(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
+// elsewhere builds recipes from nothing but their sources in an environment that differs from this one, here, in all it can: path and
+// file system (and with it the order of directory entries), user (root's second build is rootless), umask, host name, network, locale,
+// time zone, home directory, number of jobs, and variables that compilers heed. The artifacts are in the OCI layout until remove is
+// called.
+func elsewhere(ctx context.Context, w *release.Workshop, here Environment, rs []*recipes.Recipe) (_ *result, layout string, remove func(), err error) {
+	fail := func(err error) (*result, string, func(), error) {
+		if ctx.Err() != nil {
+			err = ctx.Err()
 		}
+		return nil, "", nil, err
 	}
-	return ""
-}
-
-func fileSystem(dir string) string {
-	var fs unix.Statfs_t
-	if unix.Statfs(dir, &fs) != nil {
-		return "unknown"
-	}
-	names := map[int64]string{unix.EXT4_SUPER_MAGIC: "ext4", unix.TMPFS_MAGIC: "tmpfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.XFS_SUPER_MAGIC: "xfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs"}
-	if name, ok := names[int64(fs.Type)]; ok {
-		return name
-	}
-	return fmt.Sprintf("type %#x", fs.Type)
-}
-
-// nobody is the user that root lends the second build to.
-const nobody = 65534
-
-// elsewhere builds recipes from nothing but their sources in an environment that differs from this one in all it can: path and
-// file system (and with it the order of directory entries), user (root's second build is rootless), umask, host name, locale, time zone,
-// home directory and number of jobs.
-func elsewhere(ctx context.Context, w *release.Workshop, rs []*recipes.Recipe) (_ *result, store *cas.Store, remove func(), err error) {
-	place, err := cas.Open(otherPlace())
+	lending := lendable()
+	place, err := otherPlace(w.Store.Dir(), lending)
 	if err != nil {
-		return nil, nil, nil, err
+		return fail(err)
 	}
-	dir, remove, err := place.Scratch("built elsewhere, in a längere path")
+	claimed, remove, err := claim(place)
 	if err != nil {
-		return nil, nil, nil, err
+		return fail(fmt.Errorf("making a place for the second build: %w", err))
 	}
 	defer func() {
 		if err != nil {
 			remove()
 		}
 	}()
-	store, err = cas.Open(filepath.Join(dir, "store"))
+	o, dir, err := prepare(ctx, w, filepath.Join(claimed, "a büild elsewhere, 別の場所"), here, rs)
+	if err == nil && lending {
+		err = giveTo(dir, nobody)
+		if err == nil {
+			err = os.Chmod(claimed, 0o711)
+		}
+	}
 	if err != nil {
-		return nil, nil, nil, err
+		return fail(fmt.Errorf("preparing the second build: %w", err))
 	}
-	if err := seed(ctx, w.Store, store, rs); err != nil {
-		return nil, nil, nil, fmt.Errorf("copying the sources for the second build: %w", err)
+	r, err := start(ctx, dir, o, lending)
+	if err != nil {
+		return fail(fmt.Errorf("second build: %w", err))
 	}
-	store.Close()
+	return r, o.Layout, remove, nil
+}
 
-	self := filepath.Join(dir, "enginery")
-	if err := copyExecutable("/proc/self/exe", self); err != nil {
-		return nil, nil, nil, fmt.Errorf("preparing the second build: %w", err)
+// lendable reports whether this process may start others as nobody: it is root, and not one in a user namespace that has no other
+// users.
+func lendable() bool {
+	if os.Geteuid() != 0 {
+		return false
 	}
-	home := filepath.Join(dir, "home")
-	if err := os.Mkdir(home, 0o700); err != nil {
-		return nil, nil, nil, fmt.Errorf("preparing the second build: %w", err)
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
 	}
-	o := order{Recipes: rs, Store: store.Dir(), Layout: filepath.Join(dir, "layout"), ToolchainFrom: w.ToolchainFrom, Umask: 0o077, Jobs: 1}
-	cmd := exec.CommandContext(ctx, self)
+	for line := range strings.Lines(string(b)) {
+		var inside, outside, n int64
+		if _, err := fmt.Sscan(line, &inside, &outside, &n); err == nil && inside <= nobody && nobody < inside+n {
+			return true
+		}
+	}
+	return false
+}
+
+// prepare lays out what the second build starts from, in dir: sources, bundles and toolchains, a copy of this program, and an empty home.
+func prepare(ctx context.Context, w *release.Workshop, dir string, here Environment, rs []*recipes.Recipe) (*order, string, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, "", err
+	}
+	o := &order{
+		Recipes: rs,
+		Store:   filepath.Join(dir, "store"),
+		Layout:  filepath.Join(dir, "layout"),
+		Umask:   0o077,
+		Jobs:    1,
+		Parent:  os.Getpid(),
+	}
+	if here.Umask == "077" {
+		o.Umask = 0o022
+	}
+	if here.Jobs == 1 {
+		o.Jobs = 3
+	}
+	for _, r := range rs {
+		o.Digests = append(o.Digests, r.Digest())
+	}
+	store, err := cas.Open(o.Store)
+	if err != nil {
+		return nil, "", err
+	}
+	defer store.Close()
+	if o.ToolchainFrom, err = seed(ctx, w, store, filepath.Join(dir, "toolchains"), rs); err != nil {
+		return nil, "", fmt.Errorf("copying what it starts from: %w", err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "home"), 0o700); err != nil {
+		return nil, "", err
+	}
+	return o, dir, copyExecutable("/proc/self/exe", filepath.Join(dir, "enginery"))
+}
+
+// start runs the second process in dir, and waits for its result.
+func start(ctx context.Context, dir string, o *order, lending bool) (*result, error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "enginery"))
 	cmd.Dir = dir
 	cmd.Env = []string{
-		"HOME=" + home,
-		"LANG=tr_TR.UTF-8", "LC_ALL=tr_TR.UTF-8",
-		"PATH=" + os.Getenv("PATH"),
+		roleVar + "=" + roleLend,
+		"HOME=" + filepath.Join(dir, "home"),
+		"LANG=tr_TR.UTF-8",
+		"LC_ALL=tr_TR.UTF-8",
+		"PATH=" + os.Getenv("PATH"), // for dpkg-deb
+		"TMPDIR=" + filepath.Join(dir, "home"),
 		"TZ=Pacific/Kiritimati",
-		"MAKEFLAGS=-k", "CFLAGS=-O0", "CPATH=/nonexistent", "SOURCE_DATE_EPOCH=123456789",
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	role := "build"
-	if os.Geteuid() == 0 {
-		role = "lend"
-		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUTS
-		if err := giveTo(dir, nobody); err != nil {
-			return nil, nil, nil, fmt.Errorf("preparing the second build: %w", err)
-		}
+	for name, value := range heeded {
+		cmd.Env = append(cmd.Env, name+"="+value)
 	}
-	cmd.Env = append(cmd.Env, elsewhereVar+"="+role)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Pdeathsig:  syscall.SIGKILL,
+		Cloneflags: syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET,
+	}
+	if !lending {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: otherUser, HostID: os.Geteuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: otherUser, HostID: os.Getegid(), Size: 1}}
+		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN} // to rename the host
+	}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 3 * time.Second
 	in, err := json.Marshal(o)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("preparing the second build: %w", err)
+		return nil, err
 	}
 	cmd.Stdin = bytes.NewReader(in)
-	pr, pw, err := os.Pipe()
+	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("preparing the second build: %w", err)
+		return nil, err
 	}
-	defer pr.Close()
-	cmd.ExtraFiles = []*os.File{pw}
-	log := &lastLines{ctx: ctx, keep: 20}
+	defer r.Close()
+	cmd.ExtraFiles = []*os.File{w}
+	log := &lastLines{ctx: ctx}
 	cmd.Stdout, cmd.Stderr = log, log
+
+	// The kernel kills the process when the thread that started it ends.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	err = cmd.Start()
-	pw.Close()
+	w.Close()
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("starting the second build: %w", err)
+		return nil, fmt.Errorf("starting it in namespaces of its own: %w", err)
 	}
-	answer, rerr := io.ReadAll(pr)
+	answer, rerr := io.ReadAll(r)
 	if err := cmd.Wait(); err != nil {
-		if ctx.Err() != nil {
-			return nil, nil, nil, ctx.Err()
-		}
-		return nil, nil, nil, fmt.Errorf("the second build failed: %w\n%s", err, strings.Join(log.lines, "\n"))
+		return nil, fmt.Errorf("%w\n%s", err, log)
 	}
-	r := new(result)
-	if err := errors.Join(rerr, json.Unmarshal(answer, r)); err != nil {
-		return nil, nil, nil, fmt.Errorf("reading the second build's result: %w", err)
+	res := new(result)
+	if err := errors.Join(rerr, json.Unmarshal(answer, res)); err != nil {
+		return nil, fmt.Errorf("reading its result: %w", err)
 	}
-	return r, store, remove, nil
-}
-
-// otherPlace returns a directory on another file system than the usual one, if there is one that will do.
-func otherPlace() string {
-	const memory = "/dev/shm"
-	name := fmt.Sprintf("enginery-%d", os.Geteuid())
-	var fs unix.Statfs_t
-	if unix.Statfs(memory, &fs) == nil && fs.Flags&unix.ST_NOEXEC == 0 && fs.Bavail*uint64(fs.Bsize) > 4<<30 && unix.Access(memory, unix.W_OK) == nil {
-		return filepath.Join(memory, name)
+	if res.Error != "" {
+		return nil, errors.New(res.Error)
 	}
-	return filepath.Join(os.TempDir(), name)
-}
-
-// giveTo makes everything below dir, and dir, a user's own. The way to dir must be open to that user.
-func giveTo(dir string, user int) error {
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
-		return err
-	}
-	return filepath.WalkDir(dir, func(name string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(name, user, user)
-	})
+	return res, nil
 }
 
 func copyExecutable(from, to string) error {
@@ -284,7 +328,7 @@ func copyExecutable(from, to string) error {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o700)
 	if err != nil {
 		return err
 	}
@@ -294,11 +338,9 @@ func copyExecutable(from, to string) error {
 
 // lastLines passes lines on as progress and remembers the last ones.
 type lastLines struct {
-	ctx  context.Context
-	keep int
-
+	ctx   context.Context
 	lines []string
-	rest  []byte
+	rest  []byte // of a line whose end has not come yet
 }
 
 func (l *lastLines) Write(p []byte) (int, error) {
@@ -310,7 +352,11 @@ func (l *lastLines) Write(p []byte) (int, error) {
 		}
 		progress.Logf(l.ctx, "second build: %s", line)
 		l.lines = append(l.lines, string(line))
-		l.lines = l.lines[max(0, len(l.lines)-l.keep):]
+		l.lines = l.lines[max(0, len(l.lines)-20):]
 		l.rest = rest
 	}
+}
+
+func (l *lastLines) String() string {
+	return strings.Join(append(l.lines, string(l.rest)), "\n")
 }

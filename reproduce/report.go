@@ -3,9 +3,11 @@ package reproduce
 import (
 	_ "embed"
 	"encoding/json"
-	"fmt"
 	"html/template"
 	"io"
+	"strconv"
+
+	"github.com/enginery/enginery/artifact"
 )
 
 // Report says, version by version and platform by platform, whether two builds gave the same digests.
@@ -50,11 +52,35 @@ func (r *Report) WriteJSON(w io.Writer) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	return enc.Encode(r)
+	return enc.Encode(struct {
+		Identical bool `json:"identical"`
+		*Report
+	}{r.Identical(), r})
 }
 
 //go:embed report.html
 var page string
+
+// fact is something about the two environments.
+type fact struct{ Name, First, Second string }
+
+func facts(first, second Environment) []fact {
+	return []fact{
+		{"path", first.Path, second.Path},
+		{"file system", first.FileSystem, second.FileSystem},
+		{"order of files", first.FileOrder, second.FileOrder},
+		{"user", strconv.Itoa(first.User), strconv.Itoa(second.User)},
+		{"umask", first.Umask, second.Umask},
+		{"host name", first.Host, second.Host},
+		{"network", first.Network, second.Network},
+		{"locale", first.Locale, second.Locale},
+		{"time zone", first.TimeZone, second.TimeZone},
+		{"home", first.Home, second.Home},
+		{"jobs", strconv.Itoa(first.Jobs), strconv.Itoa(second.Jobs)},
+		{"variables", first.Variables, second.Variables},
+		{"kernel", first.Kernel, second.Kernel},
+	}
+}
 
 var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 	"short": func(digest string) string {
@@ -63,21 +89,21 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 		}
 		return digest
 	},
-	"same": func(c Compared) bool { return c.First == c.Second },
-	"facts": func(first, second Environment) [][3]string {
-		return [][3]string{
-			{"path", first.Path, second.Path},
-			{"file system", first.FileSystem, second.FileSystem},
-			{"user", fmt.Sprint(first.User), fmt.Sprint(second.User)},
-			{"umask", first.Umask, second.Umask},
-			{"host name", first.Host, second.Host},
-			{"locale", first.Locale, second.Locale},
-			{"time zone", first.TimeZone, second.TimeZone},
-			{"home", first.Home, second.Home},
-			{"jobs", fmt.Sprint(first.Jobs), fmt.Sprint(second.Jobs)},
-			{"kernel", first.Kernel, second.Kernel},
+	"same":   func(c Compared) bool { return c.First == c.Second },
+	"absent": func(digest string) string { return firstOf(digest, "none") },
+	"workers": func(r Row) []*Compared {
+		both := []*Compared{nil, nil}
+		for i, c := range r.Digests {
+			switch c.Name {
+			case artifact.Worker:
+				both[0] = &r.Digests[i]
+			case artifact.DebugWorker:
+				both[1] = &r.Digests[i]
+			}
 		}
+		return both
 	},
+	"facts": facts,
 }).Parse(page))
 
 // WriteHTML writes the report for people: one page that needs nothing else.

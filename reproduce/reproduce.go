@@ -3,10 +3,12 @@
 package reproduce
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,12 +17,12 @@ import (
 	"strings"
 
 	"github.com/enginery/enginery/artifact"
-	"github.com/enginery/enginery/build"
-	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/release"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // Schema is the version of the report's JSON.
@@ -33,134 +35,190 @@ func Check(ctx context.Context, w *release.Workshop, rs ...*recipes.Recipe) (*Re
 	if err != nil {
 		return nil, fmt.Errorf("first build: %w", err)
 	}
-	second, store, remove, err := elsewhere(ctx, w, rs)
-	if err != nil {
-		return nil, err
-	}
-	defer remove()
 	jobs := w.Jobs
 	if jobs == 0 {
 		jobs = runtime.NumCPU()
 	}
-	report := &Report{Schema: Schema, First: observe(w.Store.Dir(), jobs), Second: second.Environment}
+	report := &Report{Schema: Schema, First: observe(w.Store.Dir(), jobs)}
+	second, layout, remove, err := elsewhere(ctx, w, report.First, rs)
+	if err != nil {
+		return nil, err
+	}
+	defer remove()
+	report.Second = second.Environment
 	if len(second.Versions) != len(first) {
 		return nil, fmt.Errorf("the second build made %d versions, expected %d", len(second.Versions), len(first))
 	}
 	for i, v := range first {
-		rows, err := compareVersion(ctx, v, w.Store, second.Versions[i], store)
+		c := comparison{v, second.Versions[i], w.Layout, layout}
+		rows, err := c.rows(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("comparing %s: %w", v.Recipe.ID, err)
+			return nil, fmt.Errorf("comparing two builds of %s: %w", v.Recipe.ID, err)
 		}
 		report.Rows = append(report.Rows, rows...)
 	}
 	return report, nil
 }
 
-// compareVersion compares what two builds of a version made, platform by platform.
-func compareVersion(ctx context.Context, first *release.Version, firstStore *cas.Store, second built, secondStore *cas.Store) ([]Row, error) {
-	var rows []Row
-	recorded := recordedAs(first)
-	for _, t := range first.Recipe.Targets {
-		a, b := first.Manifest.Platforms[t.Platform], second.Manifest.Platforms[t.Platform]
-		if b == nil {
-			return nil, fmt.Errorf("the second build has no %s", t.Platform)
+// comparison is of two builds of a version, whose artifacts are in two OCI layouts.
+type comparison struct {
+	first                     *release.Version
+	second                    built
+	firstLayout, secondLayout string
+}
+
+// rows compares what the two builds made, platform by platform, causes before what follows from them.
+func (c *comparison) rows(ctx context.Context) ([]Row, error) {
+	a, b := c.first.Manifest, c.second.Manifest
+	if b == nil || b.Version != a.Version {
+		return nil, errors.New("the second build made another version")
+	}
+	recorded, err := recordedAs(c.first)
+	if err != nil {
+		return nil, err
+	}
+	// The index names all manifests, and the statements name the index.
+	platformsDiffer := false
+	for _, t := range c.first.Recipe.Targets {
+		if err := c.checkActions(t.Platform); err != nil {
+			return nil, err
 		}
-		row := Row{Version: first.Recipe.ID, Platform: t.Platform, Recorded: recorded}
-		for _, goal := range first.Recipe.Goals {
-			x, _ := first.Outputs.Worker(t.Platform, goal)
-			y, ok := second.Outputs.Worker(t.Platform, goal)
-			if !ok {
-				return nil, fmt.Errorf("the second build has no %s worker for %s", goal, t.Platform)
-			}
-			if x.Action != y.Action {
-				return nil, fmt.Errorf("the second build ran another action for %s %s: %s, not %s", t.Platform, goal, y.Action, x.Action)
-			}
-			c := Compared{Name: title(goal), First: "sha256:" + x.Binary.Hash, Second: "sha256:" + y.Binary.Hash}
-			if x.Binary != y.Binary {
-				if err := explain(ctx, &c, x, firstStore, y, secondStore); err != nil {
+		platformsDiffer = platformsDiffer || a.Platforms[t.Platform].Manifest != b.Platforms[t.Platform].Manifest
+	}
+	var rows []Row
+	for _, t := range c.first.Recipe.Targets {
+		row := Row{Version: a.Version, Platform: t.Platform, Recorded: recorded}
+		x, y := a.Platforms[t.Platform], b.Platforms[t.Platform]
+		titles := both(x.Files, y.Files)
+		slices.SortStableFunc(titles, func(a, b string) int { return rank(a) - rank(b) })
+		for _, title := range titles {
+			row.add(title, x.Files[title], y.Files[title], false)
+		}
+		row.add("config", x.Config, y.Config, false)
+		row.add("manifest", x.Manifest, y.Manifest, row.differs())
+		row.add("index", a.Index, b.Index, platformsDiffer)
+		for _, predicate := range both(a.Statements, b.Statements) {
+			row.add(predicate, a.Statements[predicate], b.Statements[predicate], a.Index != b.Index)
+		}
+		row.Identical = !row.differs()
+		for i := range row.Digests {
+			if d := &row.Digests[i]; d.First != d.Second && !d.Consequence {
+				if err := c.explain(ctx, d); err != nil {
 					return nil, err
 				}
 			}
-			row.Digests = append(row.Digests, c)
 		}
-		for _, name := range both(a.Files, b.Files) {
-			if name != artifact.Worker && name != artifact.DebugWorker {
-				row.Digests = append(row.Digests, Compared{Name: name, First: a.Files[name], Second: b.Files[name]})
-			}
-		}
-		differs := func(c Compared) bool { return c.First != c.Second }
-		consequence := slices.ContainsFunc(row.Digests, differs)
-		row.Digests = append(row.Digests,
-			Compared{Name: "config", First: a.Config, Second: b.Config},
-			Compared{Name: "manifest", First: a.Manifest, Second: b.Manifest, Consequence: consequence && a.Manifest != b.Manifest},
-			Compared{Name: "index", First: first.Manifest.Index, Second: second.Manifest.Index, Consequence: first.Manifest.Index != second.Manifest.Index},
-		)
-		for _, predicate := range both(first.Manifest.Statements, second.Manifest.Statements) {
-			x, y := first.Manifest.Statements[predicate], second.Manifest.Statements[predicate]
-			row.Digests = append(row.Digests, Compared{Name: predicate, First: x, Second: y, Consequence: x != y})
-		}
-		row.Identical = !slices.ContainsFunc(row.Digests, differs)
 		rows = append(rows, row)
 	}
 	return rows, nil
 }
 
-func title(goal string) string {
-	if goal == recipes.Debug {
-		return artifact.DebugWorker
+// checkActions makes sure that two builds for a platform ran the same actions: otherwise equal outputs would say little.
+func (c *comparison) checkActions(platform string) error {
+	x, y := c.first.Manifest.Platforms[platform], c.second.Manifest.Platforms[platform]
+	if x == nil || y == nil {
+		return fmt.Errorf("not both builds have %s", platform)
 	}
-	return artifact.Worker
-}
-
-func recordedAs(v *release.Version) string {
-	err := v.Check()
-	switch {
-	case err == nil:
-		return "same"
-	case errors.Is(err, manifests.ErrNotRecorded):
-		return "none"
-	}
-	return "different"
-}
-
-func both(a, b map[string]string) []string {
-	var keys []string
-	for k := range a {
-		keys = append(keys, k)
-	}
-	for k := range b {
-		if _, ok := a[k]; !ok {
-			keys = append(keys, k)
+	for _, goal := range c.first.Recipe.Goals {
+		x, xok := c.first.Outputs.Worker(platform, goal)
+		y, yok := c.second.Outputs.Worker(platform, goal)
+		if !xok || !yok || x.Action != y.Action {
+			return fmt.Errorf("the second build ran another action for %s %s: %s, expected %s", platform, goal, y.Action, x.Action)
 		}
 	}
-	slices.Sort(keys)
-	return keys
+	return nil
 }
 
-// explain says where two builds of a worker differ, by our own means and, where it is installed, by diffoscope's.
-func explain(ctx context.Context, c *Compared, x build.Worker, xs *cas.Store, y build.Worker, ys *cas.Store) error {
-	first, err := xs.ReadAll(x.Binary)
+// rank orders workers before all that is not compiled.
+func rank(title string) int {
+	switch title {
+	case artifact.Worker:
+		return 0
+	case artifact.DebugWorker:
+		return 1
+	}
+	return 2
+}
+
+func (r *Row) add(name, first, second string, consequence bool) {
+	r.Digests = append(r.Digests, Compared{Name: name, First: first, Second: second, Consequence: consequence && first != second})
+}
+
+func (r *Row) differs() bool {
+	return slices.ContainsFunc(r.Digests, func(c Compared) bool { return c.First != c.Second })
+}
+
+// recordedAs says how a version compares with its record, as in Row.
+func recordedAs(v *release.Version) (string, error) {
+	err := v.Check()
+	var different *release.DifferentError
+	switch {
+	case err == nil:
+		return "same", nil
+	case errors.Is(err, manifests.ErrNotRecorded):
+		return "none", nil
+	case errors.As(err, &different):
+		return "different", nil
+	}
+	return "", err
+}
+
+// both returns the keys of two maps, sorted.
+func both(a, b map[string]string) []string {
+	all := maps.Clone(a)
+	maps.Copy(all, b)
+	return slices.Sorted(maps.Keys(all))
+}
+
+// explain says where two builds of something differ, by our own means and, where it is installed, by diffoscope's.
+func (c *comparison) explain(ctx context.Context, d *Compared) error {
+	if d.First == "" || d.Second == "" {
+		return nil // only one build has it
+	}
+	x, first, err := read(c.firstLayout, d.First)
 	if err != nil {
 		return err
 	}
-	second, err := ys.ReadAll(y.Binary)
+	y, second, err := read(c.secondLayout, d.Second)
 	if err != nil {
 		return err
 	}
-	c.Causes = Explain(first, second)
+	d.Causes = Explain(first, second)
 	if _, err := exec.LookPath("diffoscope"); err != nil {
 		return nil
 	}
-	task := progress.Start(ctx, "diffoscope on two builds of "+c.Name, 0)
-	// It exits with 1 for files that differ, and says so on its standard output.
-	out, err := exec.CommandContext(ctx, "diffoscope", "--text=-", "--max-report-size=200000", xs.Path(x.Binary), ys.Path(y.Binary)).Output()
-	task.Done(nil)
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		return fmt.Errorf("running diffoscope: %w", err)
+	task := progress.Start(ctx, "diffoscope on two builds of "+d.Name, 0)
+	cmd := exec.CommandContext(ctx, "diffoscope", "--text=-", "--text-color=never", "--max-text-report-size=100000", x, y)
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	out, err := cmd.Output()
+	task.Done(err)
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
-	c.Diffoscope = string(out)
-	return ctx.Err()
+	// It exits with 1 for files that differ. What else it may say is its own failure, not that of the comparison.
+	var exit *exec.ExitError
+	if err != nil && !(errors.As(err, &exit) && exit.ExitCode() == 1) {
+		out = fmt.Appendf(out, "diffoscope failed: %v\n%s", err, &complaints)
+	}
+	d.Diffoscope = string(out)
+	return nil
+}
+
+// read returns a blob of an OCI layout, and where it is.
+func read(layout, dgst string) (file string, content []byte, err error) {
+	d := digest.Digest(dgst)
+	file, err = artifact.BlobPath(layout, ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return "", nil, err
+	}
+	if content, err = os.ReadFile(file); err != nil {
+		return "", nil, err
+	}
+	if found := d.Algorithm().FromBytes(content); found != d {
+		return "", nil, fmt.Errorf("%s is damaged: its digest is %s", file, found)
+	}
+	return file, content, nil
 }
 
 // DifferentError says that two builds differ.
@@ -180,7 +238,7 @@ func (e *DifferentError) Error() string {
 			fmt.Fprintf(&b, "\n  %s %s %s: %s against %s", row.Version, row.Platform, c.Name, c.First, c.Second)
 			for i, cause := range c.Causes {
 				if i == 5 {
-					fmt.Fprintf(&b, "\n    and %d more sections", len(c.Causes)-i)
+					fmt.Fprintf(&b, "\n    and %d more places", len(c.Causes)-i)
 					break
 				}
 				fmt.Fprintf(&b, "\n    %v", cause)
