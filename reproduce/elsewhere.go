@@ -186,12 +186,14 @@ func elsewhere(ctx context.Context, w *release.Workshop, here Environment, rs []
 			remove()
 		}
 	}()
-	o, dir, err := prepare(ctx, w, filepath.Join(claimed, "a büild elsewhere, 別の場所"), here, rs)
+	dir := filepath.Join(claimed, "a büild elsewhere, 別の場所")
+	o := newOrder(dir, here, rs)
+	err = prepare(ctx, w, dir, o)
 	if err == nil && lending {
 		err = giveTo(dir, nobody)
-		if err == nil {
-			err = os.Chmod(claimed, 0o711)
-		}
+	}
+	if err == nil && lending {
+		err = os.Chmod(claimed, 0o711)
 	}
 	if err != nil {
 		return fail(fmt.Errorf("preparing the second build: %w", err))
@@ -222,11 +224,8 @@ func lendable() bool {
 	return false
 }
 
-// prepare lays out what the second build starts from, in dir: sources, bundles and toolchains, a copy of this program, and an empty home.
-func prepare(ctx context.Context, w *release.Workshop, dir string, here Environment, rs []*recipes.Recipe) (*order, string, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, "", err
-	}
+// newOrder returns what to tell the second process, which is to be in dir and otherwise than here.
+func newOrder(dir string, here Environment, rs []*recipes.Recipe) *order {
 	o := &order{
 		Recipes: rs,
 		Store:   filepath.Join(dir, "store"),
@@ -244,18 +243,26 @@ func prepare(ctx context.Context, w *release.Workshop, dir string, here Environm
 	for _, r := range rs {
 		o.Digests = append(o.Digests, r.Digest())
 	}
+	return o
+}
+
+// prepare lays out what the second build starts from, in dir: sources, bundles and toolchains, a copy of this program, and an empty home.
+func prepare(ctx context.Context, w *release.Workshop, dir string, o *order) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
 	store, err := cas.Open(o.Store)
 	if err != nil {
-		return nil, "", err
+		return err
 	}
 	defer store.Close()
-	if o.ToolchainFrom, err = seed(ctx, w, store, filepath.Join(dir, "toolchains"), rs); err != nil {
-		return nil, "", fmt.Errorf("copying what it starts from: %w", err)
+	if o.ToolchainFrom, err = seed(ctx, w, store, filepath.Join(dir, "toolchains"), o.Recipes); err != nil {
+		return fmt.Errorf("copying what it starts from: %w", err)
 	}
 	if err := os.Mkdir(filepath.Join(dir, "home"), 0o700); err != nil {
-		return nil, "", err
+		return err
 	}
-	return o, dir, copyExecutable("/proc/self/exe", filepath.Join(dir, "enginery"))
+	return copyExecutable("/proc/self/exe", filepath.Join(dir, "enginery"))
 }
 
 // start runs the second process in dir, and waits for its result.
