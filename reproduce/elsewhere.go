@@ -165,27 +165,16 @@ func buildOrder(o *order) (*result, error) {
 // file system (and with it the order of directory entries), user (root's second build is rootless), umask, host name, network, locale,
 // time zone, home directory, number of jobs, and variables that compilers heed. The artifacts are in the OCI layout until remove is
 // called.
-func elsewhere(ctx context.Context, w *release.Workshop, here Environment, rs []*recipes.Recipe) (_ *result, layout string, remove func(), err error) {
-	fail := func(err error) (*result, string, func(), error) {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, "", nil, err
-	}
+func elsewhere(ctx context.Context, w *release.Workshop, here Environment, rs []*recipes.Recipe) (r *result, layout string, remove func(), err error) {
 	lending := lendable()
 	place, err := otherPlace(w.Store.Dir(), lending)
 	if err != nil {
-		return fail(err)
+		return nil, "", nil, err
 	}
 	claimed, remove, err := claim(place)
 	if err != nil {
-		return fail(fmt.Errorf("making a place for the second build: %w", err))
+		return nil, "", nil, fmt.Errorf("making a place for the second build: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			remove()
-		}
-	}()
 	dir := filepath.Join(claimed, "a büild elsewhere, 別の場所")
 	o := newOrder(dir, here, rs)
 	err = prepare(ctx, w, dir, o)
@@ -195,12 +184,15 @@ func elsewhere(ctx context.Context, w *release.Workshop, here Environment, rs []
 	if err == nil && lending {
 		err = os.Chmod(claimed, 0o711)
 	}
-	if err != nil {
-		return fail(fmt.Errorf("preparing the second build: %w", err))
+	if err == nil {
+		r, err = start(ctx, dir, o, lending)
 	}
-	r, err := start(ctx, dir, o, lending)
 	if err != nil {
-		return fail(fmt.Errorf("second build: %w", err))
+		remove()
+		if ctx.Err() != nil {
+			return nil, "", nil, ctx.Err()
+		}
+		return nil, "", nil, fmt.Errorf("second build: %w", err)
 	}
 	return r, o.Layout, remove, nil
 }
