@@ -8,6 +8,8 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // writeNetstring writes prefix and body as one netstring.
@@ -74,6 +76,27 @@ func parseReply(message []byte) (Reply, error) {
 		return Reply{}, &ProtocolError{fmt.Sprintf("the meter %q: %v", meter, err)}
 	}
 	return r, nil
+}
+
+// guestText reads text as XS has it in memory: UTF-8, but two bytes for U+0000, and two surrogates for a character beyond U+FFFF.
+func guestText(b []byte) string {
+	if utf8.Valid(b) {
+		return string(b)
+	}
+	var units []uint16
+	for len(b) > 0 {
+		r, n := utf8.DecodeRune(b)
+		switch {
+		case bytes.HasPrefix(b, []byte{0xc0, 0x80}):
+			units, n = append(units, 0), 2
+		case len(b) >= 3 && b[0] == 0xed && b[1]&0xe0 == 0xa0 && b[2]&0xc0 == 0x80:
+			units, n = append(units, 0xd000|uint16(b[1]&0x3f)<<6|uint16(b[2]&0x3f)), 3
+		default:
+			units = utf16.AppendRune(units, r)
+		}
+		b = b[n:]
+	}
+	return string(utf16.Decode(units))
 }
 
 // tail passes on what is written to it, and remembers the end.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"unicode/utf8"
 )
 
 func TestReadNetstring(t *testing.T) {
@@ -138,6 +139,37 @@ func FuzzReply(f *testing.F) {
 		}
 		if !bytes.Equal(reply.Payload, payload) {
 			t.Fatalf("%q has the payload %q", data, reply.Payload)
+		}
+	})
+}
+
+func TestGuestText(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                   "",
+		"plain ü 😀":                          "plain ü 😀",
+		"\xed\xa0\xbd\xed\xb8\x80":           "😀", // U+D83D U+DE00
+		"a\xc0\x80ü\xed\xaf\xbf\xed\xbf\xbf": "a\x00ü\U0010ffff",
+		"\xed\xb8\x80\xed\xa0\xbd":           "\ufffd\ufffd", // the wrong way round
+		"\xed\xa0\xbd":                       "\ufffd",
+		"\xed\xa0\xbdx":                      "\ufffdx",
+		"\xed\xa0":                           "\ufffd\ufffd",
+		"\xed\x9f\xbf\xff\xc0":               "\ud7ff\ufffd\ufffd",
+	} {
+		if got := guestText([]byte(in)); got != want {
+			t.Errorf("%q is read as %q, want %q", in, got, want)
+		}
+	}
+}
+
+// FuzzGuestText checks that what comes out is text, and that text is left alone.
+func FuzzGuestText(f *testing.F) {
+	for _, seed := range []string{"text ü 😀", "\xed\xa0\xbd\xed\xb8\x80\xc0\x80", "\xed\xa0\xff"} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		got := guestText(data)
+		if !utf8.ValidString(got) || utf8.Valid(data) && got != string(data) {
+			t.Fatalf("%q is read as %q", data, got)
 		}
 	})
 }

@@ -315,7 +315,11 @@ func spool(r io.Reader) (string, error) {
 // Evaluate evaluates a script in the global scope and runs promise jobs until there are none. The payload is what an ArrayBuffer
 // holds that is the script's value, or then its property "result". An exception is a *GuestError.
 func (w *Worker) Evaluate(source string) (Reply, error) {
-	return w.round("evaluating a script", 'e', []byte(source))
+	const doing = "evaluating a script"
+	if i := strings.IndexByte(source, 0); i >= 0 {
+		return Reply{}, fmt.Errorf("%s: %s: byte %d of %d is zero, and the worker would take no notice of what follows", w.o.Name, doing, i+1, len(source))
+	}
+	return w.round(doing, 'e', []byte(source))
 }
 
 // Command passes a message to the guest's handleCommand, runs promise jobs until there are none, and returns its answer, which is
@@ -466,7 +470,7 @@ func (w *Worker) converse(command byte, body []byte) (Reply, error) {
 		case '.':
 			return parseReply(message[1:])
 		case '!':
-			return Reply{}, &GuestError{string(message[1:])}
+			return Reply{}, &GuestError{guestText(message[1:])}
 		case '?':
 			if err := w.handle(message[1:]); err != nil {
 				return Reply{}, err

@@ -202,6 +202,7 @@ func TestReply(t *testing.T) {
 		{"an exception", "throw Error('oops')", true, "Error: oops"},
 		{"a syntax error", "let let", true, "SyntaxError: invalid identifier"},
 		{"a thrown string", "throw 'ü'", true, "ü"},
+		{"an exception with all sorts of characters", "throw Error('😀\\0\\ud83d.')", true, "Error: 😀\x00\ufffd."},
 		{"an empty exception", "throw ''", true, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -452,6 +453,13 @@ func TestLarge(t *testing.T) {
 			}
 		})
 	}
+	t.Run("script with a zero byte", func(t *testing.T) {
+		w := begin(t, o)
+		if _, err := w.Evaluate("1;\x00 throw 'unseen'"); err == nil || !strings.Contains(err.Error(), "byte 3 of 18 is zero") {
+			t.Error(err)
+		}
+		evaluate(t, w, "1") // nothing was sent
+	})
 	t.Run("more than a length has digits for", func(t *testing.T) {
 		w := begin(t, o)
 		if _, err := w.Command(make([]byte, maxMessage)); err == nil || !strings.Contains(err.Error(), "at most 999999998") {
