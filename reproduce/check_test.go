@@ -14,6 +14,7 @@ import (
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/release"
+	"github.com/enginery/enginery/toolchain"
 )
 
 // small returns a version's recipe, cut down to what compiles fast.
@@ -159,6 +160,50 @@ func plant(t *testing.T, w *release.Workshop, original *recipes.Recipe, id strin
 	r.ID, r.Pin = id, &pin
 	pin.XsnapNative.Tree = tree
 	return &r
+}
+
+// TestSeedWithoutPackages seeds from a store whose toolchain came as an image.
+func TestSeedWithoutPackages(t *testing.T) {
+	shared := workshop(t)
+	r := small(t, "agoric-upgrade-16")
+	store := func() *cas.Store {
+		s, err := cas.Open(filepath.Join(t.TempDir(), "store"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		return s
+	}
+	tc := r.Targets[0].Toolchain
+	img, err := toolchain.Image(t.Context(), shared.Store, tc, toolchain.Options{From: shared.ToolchainFrom})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &release.Workshop{Store: store(), ToolchainFrom: filepath.Join(t.TempDir(), "published")}
+	if err := artifact.AddImage(t.Context(), w.ToolchainFrom, tc.Name, img); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := seed(t.Context(), shared, w.Store, filepath.Join(t.TempDir(), "images"), []*recipes.Recipe{r}); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range tc.Packages {
+		os.Remove(w.Store.Path(p.Digest()))
+	}
+
+	second, images := store(), filepath.Join(t.TempDir(), "images")
+	from, err := seed(t.Context(), w, second, images, []*recipes.Recipe{r})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if from != images {
+		t.Errorf("toolchains are to be taken from %q, expected %q", from, images)
+	}
+	if err := os.RemoveAll(w.ToolchainFrom); err != nil { // the second build must not need it
+		t.Fatal(err)
+	}
+	if _, err := toolchain.Ensure(t.Context(), second, tc, toolchain.Options{From: from}); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestOrderArrivesWhole sends every recipe the way it goes to the second build.

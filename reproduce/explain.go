@@ -37,9 +37,20 @@ func (c Cause) String() string {
 // maxSymbols is how many symbols of one section Explain names.
 const maxSymbols = 10
 
+// finding is a Cause with what it is to the program.
+type finding struct {
+	Cause
+	rank int
+}
+
+const (
+	resized  = iota // it is new, gone or has another size, so that what follows it may be elsewhere, and what refers to that may differ
+	changed         // it is loaded when the program runs
+	describe        // it only describes what is loaded: symbol tables, debug information
+)
+
 // Explain says where two versions of a file differ: symbol by symbol, or else section by section, for ELF files; otherwise at the
-// first byte. What is loaded when the program runs comes before what only describes it (symbol tables, debug information), and
-// what has changed its size before what may have changed only because of that.
+// first byte. What probably is the reason for other differences comes first.
 func Explain(first, second []byte) []Cause {
 	if bytes.Equal(first, second) {
 		return nil
@@ -49,28 +60,25 @@ func Explain(first, second []byte) []Cause {
 	if aerr != nil || berr != nil {
 		return []Cause{compare(first, second)}
 	}
-	var loaded, other []Cause
-	add := func(s *elf.Section, causes ...Cause) {
-		for i := range causes {
-			causes[i].Section = s.Name
+	var all []finding
+	add := func(s *elf.Section, found ...finding) {
+		for _, f := range found {
+			f.Section = s.Name
+			if s.Flags&elf.SHF_ALLOC == 0 {
+				f.rank = describe
+			}
+			all = append(all, f)
 		}
-		if s.Flags&elf.SHF_ALLOC != 0 {
-			loaded = append(loaded, causes...)
-		} else {
-			other = append(other, causes...)
-		}
-	}
-	only := func(s *elf.Section, first, second string) {
-		add(s, Cause{Bytes: int64(s.Size), First: first, Second: second})
 	}
 	for _, s := range a.Sections {
 		switch t := b.Section(s.Name); {
 		case t == nil:
-			only(s, size(s.Size), "no such section")
+			add(s, finding{Cause{Bytes: int64(s.Size), First: size(s.Size), Second: "no such section"}, resized})
 		case s.Type == elf.SHT_NULL:
 		case s.Type == elf.SHT_NOBITS || t.Type == elf.SHT_NOBITS:
 			if s.Size != t.Size {
-				add(s, Cause{Bytes: max(int64(s.Size), int64(t.Size)) - min(int64(s.Size), int64(t.Size)), First: size(s.Size), Second: size(t.Size)})
+				differ := max(int64(s.Size), int64(t.Size)) - min(int64(s.Size), int64(t.Size))
+				add(s, finding{Cause{Bytes: differ, First: size(s.Size), Second: size(t.Size)}, resized})
 			}
 		default:
 			add(s, compareSections(a, s, b, t)...)
@@ -78,45 +86,49 @@ func Explain(first, second []byte) []Cause {
 	}
 	for _, t := range b.Sections {
 		if a.Section(t.Name) == nil {
-			only(t, "no such section", size(t.Size))
+			add(t, finding{Cause{Bytes: int64(t.Size), First: "no such section", Second: size(t.Size)}, resized})
 		}
 	}
-	causes := append(loaded, other...)
-	if len(causes) == 0 { // headers or padding
-		causes = append(causes, compare(first, second))
+	if len(all) == 0 { // headers or padding
+		return []Cause{compare(first, second)}
+	}
+	slices.SortStableFunc(all, func(a, b finding) int { return a.rank - b.rank })
+	causes := make([]Cause, len(all))
+	for i, f := range all {
+		causes[i] = f.Cause
 	}
 	return causes
 }
 
 func size(n uint64) string { return fmt.Sprintf("%d bytes", n) }
 
-func compareSections(a *elf.File, s *elf.Section, b *elf.File, t *elf.Section) []Cause {
+func compareSections(a *elf.File, s *elf.Section, b *elf.File, t *elf.Section) []finding {
 	x, err := s.Data()
 	if err != nil {
-		return []Cause{{Bytes: int64(s.Size), First: err.Error()}}
+		return []finding{{Cause{Bytes: int64(s.Size), First: err.Error()}, changed}}
 	}
 	y, err := t.Data()
 	if err != nil {
-		return []Cause{{Bytes: int64(t.Size), Second: err.Error()}}
+		return []finding{{Cause{Bytes: int64(t.Size), Second: err.Error()}, changed}}
 	}
 	if bytes.Equal(x, y) {
 		return nil
 	}
 	xs := symbolsOf(a, s)
-	causes := compareSymbols(x, xs, y, symbolsOf(b, t))
+	found := compareSymbols(x, xs, y, symbolsOf(b, t))
 	if len(x) == len(y) { // then what is in no symbol can be compared, too, such as string literals
 		rest := slices.Clone(y)
 		for _, sym := range xs {
 			copy(rest[sym.start:sym.end], x[sym.start:sym.end])
 		}
 		if !bytes.Equal(x, rest) {
-			causes = append(causes, compare(x, rest))
+			found = append(found, finding{compare(x, rest), changed})
 		}
 	}
-	if len(causes) == 0 {
-		causes = append(causes, compare(x, y))
+	if len(found) == 0 {
+		found = append(found, finding{compare(x, y), changed})
 	}
-	return causes
+	return found
 }
 
 // symbol is a named range of a section.
@@ -157,59 +169,67 @@ func symbolsOf(f *elf.File, s *elf.Section) []symbol {
 }
 
 // compareSymbols compares the symbols of two versions of a section by their names, wherever they are.
-func compareSymbols(x []byte, xs []symbol, y []byte, ys []symbol) []Cause {
-	inY := make(map[key]symbol)
-	count := make(map[string]int)
-	for _, s := range ys {
-		inY[key{s.name, count[s.name]}] = s
-		count[s.name]++
+func compareSymbols(x []byte, xs []symbol, y []byte, ys []symbol) []finding {
+	inX, inY := index(xs), index(ys)
+	var found []finding
+	only := func(k key, s symbol, first, second string) {
+		found = append(found, finding{Cause{Symbol: k.name, Offset: s.start, Bytes: s.end - s.start, First: first, Second: second}, resized})
 	}
-	var resized, changed []Cause
-	clear(count)
 	covered := int64(-1) // aliases have the same range
-	for _, s := range xs {
-		k := key{s.name, count[s.name]}
-		count[s.name]++
+	for _, k := range keys(xs) {
+		s := inX[k]
 		t, ok := inY[k]
-		delete(inY, k)
-		if s.end <= covered {
-			continue
-		}
 		if !ok {
-			resized = append(resized, Cause{Symbol: s.name, Offset: s.start, Bytes: s.end - s.start, First: size(uint64(s.end - s.start)), Second: "no such symbol"})
+			only(k, s, size(uint64(s.end-s.start)), "no such symbol")
 			continue
 		}
-		if bytes.Equal(x[s.start:s.end], y[t.start:t.end]) {
+		if s.end <= covered || bytes.Equal(x[s.start:s.end], y[t.start:t.end]) {
 			continue
 		}
 		covered = s.end
-		c := compare(x[s.start:s.end], y[t.start:t.end])
-		c.Symbol = s.name
-		c.Offset += s.start
+		f := finding{compare(x[s.start:s.end], y[t.start:t.end]), changed}
+		f.Symbol = k.name
+		f.Offset += s.start
 		if s.end-s.start != t.end-t.start {
-			resized = append(resized, c)
-		} else {
-			changed = append(changed, c)
+			f.rank = resized
+		}
+		found = append(found, f)
+	}
+	for _, k := range keys(ys) {
+		if _, ok := inX[k]; !ok {
+			t := inY[k]
+			only(k, t, "no such symbol", size(uint64(t.end-t.start)))
 		}
 	}
-	for _, t := range ys {
-		for k, left := range inY {
-			if left == t {
-				resized = append(resized, Cause{Symbol: t.name, Offset: t.start, Bytes: t.end - t.start, First: "no such symbol", Second: size(uint64(t.end - t.start))})
-				delete(inY, k)
-			}
-		}
+	slices.SortStableFunc(found, func(a, b finding) int { return a.rank - b.rank })
+	if len(found) <= maxSymbols {
+		return found
 	}
-	causes := append(resized, changed...)
-	if more := len(causes) - maxSymbols; more > 0 {
-		rest := Cause{Symbol: fmt.Sprintf("%s and %d others", causes[maxSymbols].Symbol, more-1), Offset: causes[maxSymbols].Offset,
-			First: causes[maxSymbols].First, Second: causes[maxSymbols].Second}
-		for _, c := range causes[maxSymbols:] {
-			rest.Bytes += c.Bytes
-		}
-		causes = append(causes[:maxSymbols], rest)
+	last := found[maxSymbols]
+	for _, f := range found[maxSymbols+1:] {
+		last.Bytes += f.Bytes
 	}
-	return causes
+	last.Symbol = fmt.Sprintf("%s and %d others", last.Symbol, len(found)-maxSymbols-1)
+	return append(found[:maxSymbols], last)
+}
+
+// keys returns the keys of symbols, in their order.
+func keys(symbols []symbol) []key {
+	count := make(map[string]int)
+	all := make([]key, len(symbols))
+	for i, s := range symbols {
+		all[i] = key{s.name, count[s.name]}
+		count[s.name]++
+	}
+	return all
+}
+
+func index(symbols []symbol) map[key]symbol {
+	m := make(map[key]symbol)
+	for i, k := range keys(symbols) {
+		m[k] = symbols[i]
+	}
+	return m
 }
 
 // compare compares two byte strings that differ, byte by byte.

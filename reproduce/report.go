@@ -6,6 +6,7 @@ import (
 	"html/template"
 	"io"
 	"strconv"
+	"strings"
 
 	"github.com/enginery/enginery/artifact"
 )
@@ -90,6 +91,7 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 		return digest
 	},
 	"same":   func(c Compared) bool { return c.First == c.Second },
+	"anchor": func(r Row) string { return r.Version + "-" + strings.ReplaceAll(r.Platform, "/", "-") },
 	"absent": func(digest string) string { return firstOf(digest, "none") },
 	"workers": func(r Row) []*Compared {
 		both := []*Compared{nil, nil}
