@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 )
 
 // ProbeProtocol finds out an engine's protocol level by what it does.
@@ -17,6 +18,9 @@ func ProbeProtocol(ctx context.Context, path string, emulator ...string) (level 
 			err = fmt.Errorf("probing the protocol of %s: %w", path, err)
 		}
 	}()
+	if path, err = filepath.Abs(path); err != nil {
+		return 0, err
+	}
 	dir, err := os.MkdirTemp("", "probe-") // lower levels take "@7" for a file name
 	if err != nil {
 		return 0, err
@@ -50,6 +54,9 @@ func ProbeProtocol(ctx context.Context, path string, emulator ...string) (level 
 	var exit *ExitError
 	if !errors.As(err, &exit) {
 		return 0, fmt.Errorf("an unknown command did not end the worker: %w", cmp.Or(err, errors.New("it answered")))
+	}
+	if exit.Signal != 0 {
+		return 0, err
 	}
 	if exit.Code != ExitIO {
 		return Level2, nil

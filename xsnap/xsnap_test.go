@@ -299,6 +299,15 @@ func TestExit(t *testing.T) {
 	})
 }
 
+// TestRelativePath probes an engine at a relative path: the probe has a working directory of its own.
+func TestRelativePath(t *testing.T) {
+	o := native.options(t)
+	t.Chdir(filepath.Dir(o.Path))
+	if level, err := ProbeProtocol(t.Context(), "./"+filepath.Base(o.Path)); err != nil || level != Level4 {
+		t.Errorf("protocol level %d, %v, want 4", level, err)
+	}
+}
+
 func TestOptions(t *testing.T) {
 	for _, c := range []struct {
 		o    Options
