@@ -54,6 +54,20 @@ func (Build) All(ctx context.Context) error {
 	})
 }
 
+// Engine builds the engine of a historic pin, without bundles. For example: go tool mage build:engine 6d7f33f8-65d8e660
+func (Build) Engine(ctx context.Context, pin string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.BuildEngine(ctx, os.Stdout, opts.JSON, pin)
+	})
+}
+
+// Engines compiles and examines every historic engine whose sources can be had. It prints the table of docs/engines.md.
+func (Check) Engines(ctx context.Context) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		return w.CheckEngines(ctx, os.Stdout, opts.JSON)
+	})
+}
+
 // Golden runs golden vectors on the workers of a version, or of all. It takes every platform, release and debug. For example: go tool mage check:golden agoric-upgrade-16
 func (Check) Golden(ctx context.Context, id *string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {

@@ -119,6 +119,8 @@ func writeText(out io.Writer, m *manifests.Manifest, outcome error) error {
 		}
 	}
 	switch {
+	case m.Bundles == nil:
+		fmt.Fprintf(w, "  an engine alone: not recorded\n")
 	case outcome == nil:
 		fmt.Fprintf(w, "  same as recorded in manifests/%s.json\n", m.Version)
 	case errors.Is(outcome, manifests.ErrNotRecorded):
