@@ -54,7 +54,7 @@ fresh = { snapshot = "aa", size = 1 }
 		{"like = \"agoric-upgrade-16\"\n" + engine, ""},
 		{"like = \"agoric-upgrade-99\"\n", `e.toml:1: no version ID is called "agoric-upgrade-99"`},
 		{"like = \"agoric-upgrade-16\"\nunlike = 1\n", "e.toml:2:1: unknown key unlike"},
-		{"like = \"agoric-upgrade-16\"\n" + engine + engine, "e.toml:11: pin 6d7f33f8-65d8e660 stands here twice"},
+		{"like = \"agoric-upgrade-16\"\n" + engine + engine, "e.toml:12: pin 6d7f33f8-65d8e660 stands here twice"},
 		{"like = \"agoric-upgrade-16\"\n" + strings.Replace(engine, "6d7f33f8", "0d7f33f8", 1), "e.toml:4: "},
 		{"like = \"agoric-upgrade-16\"\n" + strings.Replace(engine, "protocol = 1\n", "", 1), "e.toml:3: xs, protocol, host-callbacks and fresh"},
 		{"like = \"agoric-upgrade-16\"\n[[failing]]\npin = \"6d7f33f8-65d8e660\"\n", "e.toml:2: the cause must be given"},
