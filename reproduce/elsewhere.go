@@ -175,7 +175,7 @@ func elsewhere(ctx context.Context, w *release.Workshop, here Environment, rs []
 	if err != nil {
 		return nil, "", nil, fmt.Errorf("making a place for the second build: %w", err)
 	}
-	dir := filepath.Join(claimed, "a büild elsewhere, 別の場所")
+	dir := filepath.Join(claimed, "a büild elsewhere, где-то")
 	o := newOrder(dir, here, rs)
 	err = prepare(ctx, w, dir, o)
 	if err == nil && lending {
