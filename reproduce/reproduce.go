@@ -235,7 +235,7 @@ func (e *DifferentError) Error() string {
 			if c.First == c.Second || c.Consequence {
 				continue
 			}
-			fmt.Fprintf(&b, "\n  %s %s %s: %s against %s", row.Version, row.Platform, c.Name, c.First, c.Second)
+			fmt.Fprintf(&b, "\n  %s %s %s: %s against %s", row.Version, row.Platform, c.Name, firstOf(c.First, "none"), firstOf(c.Second, "none"))
 			for i, cause := range c.Causes {
 				if i == 5 {
 					fmt.Fprintf(&b, "\n    and %d more places", len(c.Causes)-i)
