@@ -343,6 +343,9 @@ func TestOutput(t *testing.T) {
 	if got := evaluate(t, w, answer("new Date(0).getHours()")); got != "0" {
 		t.Errorf("the epoch begins at hour %s", got)
 	}
+	if group, err := syscall.Getpgid(w.cmd.Process.Pid); err != nil || group == syscall.Getpgrp() {
+		t.Errorf("it is in process group %d, which is this process's, so that a Ctrl-C ends it: %v", group, err)
+	}
 	w.round("testing", 'X', nil)
 	if stdout.String() != "hello\n" || !strings.Contains(stderr.String(), "Unexpected prefix") {
 		t.Errorf("stdout %q, stderr %q", stdout.String(), stderr.String())
@@ -392,8 +395,8 @@ func TestHandler(t *testing.T) {
 			w.Evaluate(command)
 		}()
 		soon(t, "a worker whose handler panicked", func() {
-			if _, err := w.Evaluate("1"); err == nil {
-				t.Error("it lives on")
+			if _, err := w.Evaluate("1"); err == nil || !strings.Contains(err.Error(), "was killed") {
+				t.Errorf("it lives on: %v", err)
 			}
 			w.Close()
 		})
@@ -417,6 +420,24 @@ func TestHandler(t *testing.T) {
 			t.Errorf("%d bytes up, %s down, want %d", sum, got, want)
 		}
 	})
+}
+
+// TestRawAnswers sends answers as engines of the first level take them, which later ones take for answers only if they begin with "/".
+func TestRawAnswers(t *testing.T) {
+	o := native.options(t)
+	o.Protocol = Level1
+	o.Handle = func(_ context.Context, m []byte) ([]byte, error) { return m, nil }
+	w := begin(t, o)
+	up := func(text string) string {
+		return "new TextDecoder().decode(issueCommand(new TextEncoder().encode('" + text + "').buffer))"
+	}
+	if got := evaluate(t, w, answer(up("/yes"))); got != "yes" {
+		t.Errorf("got %q", got)
+	}
+	var guest *GuestError
+	if _, err := w.Evaluate(up("no")); !errors.As(err, &guest) || !strings.Contains(guest.Text, "unexpected command reply") {
+		t.Error(err)
+	}
 }
 
 // TestLarge is about the limit of messages, which is for those of the worker only.
@@ -469,6 +490,13 @@ func TestLarge(t *testing.T) {
 		}
 		evaluate(t, w, "1") // nothing was sent
 	})
+	t.Run("answer with more than a length has digits for", func(t *testing.T) {
+		o := o
+		o.Handle = func(context.Context, []byte) ([]byte, error) { return make([]byte, maxMessage), nil }
+		if _, err := begin(t, o).Evaluate("issueCommand(new ArrayBuffer(0))"); err == nil || !strings.Contains(err.Error(), "at most 999999998") {
+			t.Error(err)
+		}
+	})
 	t.Run("more than a length has digits for", func(t *testing.T) {
 		w := begin(t, o)
 		if _, err := w.Command(make([]byte, maxMessage)); err == nil || !strings.Contains(err.Error(), "at most 999999998") {
@@ -512,6 +540,17 @@ func TestSnapshotWriter(t *testing.T) {
 		if hash(snapshot(t, w)) != fresh {
 			t.Error("the next snapshot is wrong")
 		}
+	}
+	failed := false
+	if _, err := w.Snapshot(writerFunc(func(p []byte) (int, error) {
+		if !failed {
+			failed = true
+			return 0, errFull
+		}
+		t.Error("a writer that failed is written to")
+		return len(p), nil
+	})); !errors.Is(err, errFull) {
+		t.Errorf("a writer that fails once: %v", err)
 	}
 	func() {
 		defer func() {
@@ -630,6 +669,28 @@ func TestClose(t *testing.T) {
 			}
 		})
 	}
+	t.Run("while a command is under way", func(t *testing.T) {
+		o := o
+		began, closing := make(chan struct{}), make(chan error, 1)
+		var w *Worker
+		o.Handle = func(context.Context, []byte) ([]byte, error) {
+			close(began)
+			select {
+			case err := <-closing:
+				t.Errorf("closed meanwhile: %v", err)
+			case <-time.After(50 * time.Millisecond):
+			}
+			return []byte("late"), nil
+		}
+		w = begin(t, o)
+		go func() { <-began; closing <- w.Close() }()
+		if got := evaluate(t, w, "({result: issueCommand(new ArrayBuffer(0))})"); got != "late" {
+			t.Errorf("got %q", got)
+		}
+		if err := <-closing; err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("after it was killed by others", func(t *testing.T) {
 		w := begin(t, o)
 		w.cmd.Process.Kill()
