@@ -7,6 +7,7 @@ import (
 	"github.com/enginery/enginery/internal/npm"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
+	"github.com/enginery/enginery/toolchain"
 )
 
 // Exit statuses of the commands.
@@ -43,6 +44,7 @@ func Status(err error) int {
 		unavailable *UnavailableError
 		sources     *pins.UnavailableError
 		packages    *npm.UnavailableError
+		compilers   *toolchain.UnavailableError
 		program     *client.MissingError
 		own         interface{ ExitStatus() int }
 	)
@@ -55,7 +57,7 @@ func Status(err error) int {
 		return StatusUsage
 	case errors.As(err, &different), errors.As(err, &golden):
 		return StatusDifferent
-	case errors.As(err, &unavailable), errors.As(err, &sources), errors.As(err, &packages), errors.As(err, &program):
+	case errors.As(err, &unavailable), errors.As(err, &sources), errors.As(err, &packages), errors.As(err, &compilers), errors.As(err, &program):
 		return StatusUnavailable
 	}
 	return StatusFailed

@@ -75,11 +75,17 @@ func fetch(ctx context.Context, store *cas.Store, t *Toolchain) error {
 		err = fetchMissing(ctx, store, &t.Spec, missing)
 	}
 	if err != nil && ctx.Err() == nil {
-		err = fmt.Errorf("%w\n(where apt cannot help, name an OCI layout or a registry repository that has the image %s: "+
-			"--toolchain-from, ENGINERY_TOOLCHAIN_FROM)", err, t.Image)
+		err = &UnavailableError{fmt.Errorf("%w\n(where apt cannot help, name an OCI layout or a registry repository that has the image %s: "+
+			"--toolchain-from, ENGINERY_TOOLCHAIN_FROM)", err, t.Image)}
 	}
 	return err
 }
+
+// UnavailableError says why a toolchain's packages cannot be had.
+type UnavailableError struct{ Err error }
+
+func (e *UnavailableError) Error() string { return e.Err.Error() }
+func (e *UnavailableError) Unwrap() error { return e.Err }
 
 func fetchMissing(ctx context.Context, store *cas.Store, spec *Spec, packages []Package) error {
 	scratch, remove, err := store.Scratch("apt")

@@ -135,7 +135,7 @@ func (t *Task) log() {
 			case t.steps:
 				t.r.logf("%s: %d of %d (%v)", t.name, done, t.total, elapsed)
 			case t.total > 0:
-				t.r.logf("%s: %d of %d MB (%v)", t.name, done>>20, t.total>>20, elapsed)
+				t.r.logf("%s: %.1f of %.1f MiB (%v)", t.name, float64(done)/(1<<20), float64(t.total)/(1<<20), elapsed)
 			default:
 				t.r.logf("%s: %v", t.name, elapsed)
 			}
