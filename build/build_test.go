@@ -15,9 +15,9 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/enginetest"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
-	"github.com/enginery/enginery/toolchain"
 )
 
 // The tests compile a small program with the real toolchain in the real sandbox; release's tests compile the real engines.
@@ -29,21 +29,6 @@ $(OUT): main.o $(MODDABLE)/answer.o
 %.o: %.c
 	$(CC) -c $< -o $@
 `
-
-// store returns the shared store, so that toolchains are fetched once for all tests.
-func store(t testing.TB) *cas.Store {
-	t.Helper()
-	dir, err := cas.DefaultDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s, err := cas.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(s.Close)
-	return s
-}
 
 // recipe returns a recipe whose worker is a program with this main function, for the first target and the release goal.
 func recipe(t testing.TB, s *cas.Store, main string) *recipes.Recipe {
@@ -83,18 +68,6 @@ func recipe(t testing.TB, s *cas.Store, main string) *recipes.Recipe {
 	}
 }
 
-func local(t testing.TB, s *cas.Store) *build.Local {
-	t.Helper()
-	jobs, err := build.NewJobs(2)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(jobs.Close)
-	return &build.Local{Store: s, Jobs: jobs, Toolchain: func(ctx context.Context, tc *toolchain.Toolchain) (string, error) {
-		return toolchain.Ensure(ctx, s, tc, toolchain.Options{})
-	}}
-}
-
 // nothing is for recipes whose sources are in the store.
 func nothing(context.Context, *recipes.Recipe) error { return nil }
 
@@ -117,9 +90,9 @@ func unique(source string) string {
 }
 
 func TestResultsAreReused(t *testing.T) {
-	s := store(t)
+	s := enginetest.Store(t)
 	r := recipe(t, s, unique(answer))
-	ex := &counting{Executor: local(t, s)}
+	ex := &counting{Executor: enginetest.Executor(t, s)}
 	first, err := build.Engines(t.Context(), s, ex, nothing, r)
 	if err != nil {
 		t.Fatal(err)
@@ -146,8 +119,8 @@ func TestResultsAreReused(t *testing.T) {
 }
 
 func TestFailureShowsWhatTheCompilerSaid(t *testing.T) {
-	s := store(t)
-	_, err := build.Engines(t.Context(), s, local(t, s), nothing, recipe(t, s, "int main(void) { return nonsense; }\n"))
+	s := enginetest.Store(t)
+	_, err := build.Engines(t.Context(), s, enginetest.Executor(t, s), nothing, recipe(t, s, "int main(void) { return nonsense; }\n"))
 	var failed *build.ActionError
 	if !errors.As(err, &failed) {
 		t.Fatalf("got %v, want an ActionError", err)
@@ -163,17 +136,17 @@ func TestFailureShowsWhatTheCompilerSaid(t *testing.T) {
 }
 
 func TestDynamicWorkerIsRefused(t *testing.T) {
-	s := store(t)
+	s := enginetest.Store(t)
 	r := recipe(t, s, unique(answer))
 	r.LDFlags = nil
-	_, err := build.Engines(t.Context(), s, local(t, s), nothing, r)
+	_, err := build.Engines(t.Context(), s, enginetest.Executor(t, s), nothing, r)
 	if err == nil || !strings.Contains(err.Error(), "statically linked") {
 		t.Errorf("got %v, want an error that asks for a statically linked executable", err)
 	}
 }
 
 func TestOutputCannotPointOutside(t *testing.T) {
-	s := store(t)
+	s := enginetest.Store(t)
 	r := recipe(t, s, unique(answer))
 	for _, rule := range []string{"ln -s /etc/hostname $@", "ln -s /etc /build/out"} {
 		native, err := s.PutFS(t.Context(), fstest.MapFS{"worker/Makefile": {Data: []byte("$(OUT):\n\t" + rule + "\n")}})
@@ -185,7 +158,7 @@ func TestOutputCannotPointOutside(t *testing.T) {
 		if strings.Contains(rule, "out") {
 			r.Make.Output = "out/hostname"
 		}
-		_, err = build.Engines(t.Context(), s, local(t, s), nothing, r)
+		_, err = build.Engines(t.Context(), s, enginetest.Executor(t, s), nothing, r)
 		if err == nil || !strings.Contains(err.Error(), "output") {
 			t.Errorf("%s: got %v, want an error about the output", rule, err)
 		}
@@ -193,7 +166,7 @@ func TestOutputCannotPointOutside(t *testing.T) {
 }
 
 func TestDamagedSourceIsNamed(t *testing.T) {
-	s := store(t)
+	s := enginetest.Store(t)
 	source := unique(answer)
 	r := recipe(t, s, source)
 	path := s.Path(cas.OfBytes([]byte(source)))
@@ -204,7 +177,7 @@ func TestDamagedSourceIsNamed(t *testing.T) {
 	if err := os.WriteFile(path, b, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	ex := &counting{Executor: local(t, s)}
+	ex := &counting{Executor: enginetest.Executor(t, s)}
 	_, err := build.Engines(t.Context(), s, ex, nothing, r)
 	var corrupt *cas.CorruptError
 	if !errors.As(err, &corrupt) || corrupt.Path != path {
@@ -213,7 +186,7 @@ func TestDamagedSourceIsNamed(t *testing.T) {
 }
 
 func TestUnrecordedSourcesAreRefused(t *testing.T) {
-	s := store(t)
+	s := enginetest.Store(t)
 	r := recipe(t, s, answer)
 	r.Pin.Moddable.Recorded = false
 	if _, err := build.Plan(r); err == nil || !strings.Contains(err.Error(), "pins:add") {
@@ -222,7 +195,7 @@ func TestUnrecordedSourcesAreRefused(t *testing.T) {
 }
 
 func TestCancelledBuildEndsAtOnce(t *testing.T) {
-	s := store(t)
+	s := enginetest.Store(t)
 	r := recipe(t, s, unique(answer))
 	native, err := s.PutFS(t.Context(), fstest.MapFS{"worker/Makefile": {Data: []byte("$(OUT):\n\tsleep 600\n")}})
 	if err != nil {
@@ -232,7 +205,7 @@ func TestCancelledBuildEndsAtOnce(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	start := time.Now()
-	if _, err := build.Engines(ctx, s, local(t, s), nothing, r); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := build.Engines(ctx, s, enginetest.Executor(t, s), nothing, r); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v, want the context's error", err)
 	}
 	if d := time.Since(start); d > 60*time.Second {

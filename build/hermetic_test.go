@@ -11,6 +11,7 @@ import (
 
 	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/enginetest"
 )
 
 // TestActionThatLooks runs an action that prints what it can see of where it runs.
@@ -20,7 +21,7 @@ func TestActionThatLooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("OF_THE_HOST", "secret")
-	s := store(t)
+	s := enginetest.Store(t)
 	r := recipe(t, s, unique(answer))
 	looks := []struct{ name, command string }{
 		{"interfaces", "cat /proc/net/dev"},
@@ -55,7 +56,7 @@ func TestActionThatLooks(t *testing.T) {
 			t.Fatal(got, err)
 		}
 	}
-	result, err := local(t, s).Execute(t.Context(), actions[0])
+	result, err := enginetest.Executor(t, s).Execute(t.Context(), actions[0])
 	if err != nil {
 		t.Fatal(err)
 	}
