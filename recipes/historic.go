@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/enginery/enginery/internal/strict"
 	"github.com/enginery/enginery/moddable-pins"
@@ -20,8 +21,14 @@ type Historic struct {
 	Cause  string // why it cannot be compiled; empty if it can
 
 	engine Engine
-	fresh  Observation
+	fresh  map[string]Observation
 }
+
+// freshVector is the golden vector of historic engines, and its only label.
+const freshVector = "fresh"
+
+// historicPrefix begins the IDs of historic engines, and no version ID.
+const historicPrefix = "engine-"
 
 // The schema of historic/engines.toml.
 type (
@@ -31,12 +38,14 @@ type (
 		Failing []failingEngine  `toml:"failing"`
 	}
 	historicEngine struct {
-		Pin           string          `toml:"pin"`
-		Pinned        string          `toml:"pinned"`
-		XS            string          `toml:"xs"`
-		Protocol      int             `toml:"protocol"`
-		HostCallbacks int             `toml:"host-callbacks"`
-		Fresh         observationFile `toml:"fresh"`
+		Pin               string          `toml:"pin"`
+		Pinned            string          `toml:"pinned"`
+		XS                string          `toml:"xs"`
+		Protocol          int             `toml:"protocol"`
+		HostCallbacks     int             `toml:"host-callbacks"`
+		SnapshotVersion   string          `toml:"snapshot-version"`
+		SnapshotSignature string          `toml:"snapshot-signature"`
+		Fresh             observationFile `toml:"fresh"`
 	}
 	failingEngine struct {
 		Pin    string `toml:"pin"`
@@ -60,37 +69,62 @@ func parseHistoric(file string, data []byte) (all []Historic, like string, err e
 	if !slices.Contains(IDs(), f.Like) {
 		return nil, "", p.errorf("like", "%v", unknown("version ID", f.Like, IDs()))
 	}
+	fresh, err := LoadVector(freshVector)
+	if err != nil {
+		return nil, "", err
+	}
 	seen := make(map[string]bool)
-	check := func(key, pin string) error {
+	check := func(at, pin, pinned string) error {
 		if _, err := pins.Load(pin); err != nil {
-			return p.errorf(key, "%v", err)
+			return p.errorf(at+".pin", "%v", err)
 		}
 		if seen[pin] {
-			return p.errorf(key, "pin %s stands here twice", pin)
+			return p.errorf(at+".pin", "pin %s stands here twice", pin)
 		}
 		seen[pin] = true
+		if _, err := time.Parse(time.DateOnly, pinned); err != nil {
+			return p.errorf(at+".pinned", "pinned %q is not a day, as in 2021-08-28", pinned)
+		}
 		return nil
 	}
 	for i, e := range f.Engine {
-		key := fmt.Sprintf("engine.%d", i)
-		if err := check(key+".pin", e.Pin); err != nil {
+		at := fmt.Sprintf("engine.%d", i)
+		if err := check(at, e.Pin, e.Pinned); err != nil {
 			return nil, "", err
 		}
-		if e.XS == "" || e.Protocol < 1 || e.HostCallbacks < 1 || e.Fresh.Snapshot == "" || e.Fresh.Size == 0 {
-			return nil, "", p.errorf(key, "xs, protocol, host-callbacks and fresh, with snapshot and size, must be given")
+		for _, v := range []struct {
+			key, want string
+			ok        bool
+		}{
+			{"xs", "a version, as in 11.0.0", xsPattern.MatchString(e.XS)},
+			{"protocol", "a level, 1 or more", e.Protocol > 0},
+			{"host-callbacks", "a number, 1 or more", e.HostCallbacks > 0},
+			{"snapshot-version", "a version, as in 11.0.0", xsPattern.MatchString(e.SnapshotVersion)},
+			{"snapshot-signature", "a text", e.SnapshotSignature != ""},
+		} {
+			if !v.ok {
+				return nil, "", p.errorf(at+"."+v.key, "%s must be %s", v.key, v.want)
+			}
+		}
+		observed, err := p.observations(at, fresh, map[string]observationFile{freshVector: e.Fresh}, false)
+		if err != nil {
+			return nil, "", err
 		}
 		all = append(all, Historic{
-			Pin: e.Pin, Pinned: e.Pinned, fresh: Observation(e.Fresh),
-			engine: Engine{XSVersion: e.XS, Protocol: e.Protocol, HostCallbacks: e.HostCallbacks, SnapshotVersion: e.XS, SnapshotSignature: "xsnap 1"},
+			Pin: e.Pin, Pinned: e.Pinned, fresh: observed,
+			engine: Engine{
+				XSVersion: e.XS, Protocol: e.Protocol, HostCallbacks: e.HostCallbacks,
+				SnapshotVersion: e.SnapshotVersion, SnapshotSignature: e.SnapshotSignature,
+			},
 		})
 	}
 	for i, e := range f.Failing {
-		key := fmt.Sprintf("failing.%d", i)
-		if err := check(key+".pin", e.Pin); err != nil {
+		at := fmt.Sprintf("failing.%d", i)
+		if err := check(at, e.Pin, e.Pinned); err != nil {
 			return nil, "", err
 		}
 		if e.Cause == "" {
-			return nil, "", p.errorf(key, "the cause must be given")
+			return nil, "", p.errorf(at, "the cause must be given")
 		}
 		all = append(all, Historic{Pin: e.Pin, Pinned: e.Pinned, Cause: e.Cause})
 	}
@@ -123,11 +157,11 @@ func LoadHistoric(pin string) (*Recipe, error) {
 	if r.Pin, err = pins.Load(pin); err != nil {
 		return nil, err
 	}
-	fresh, err := LoadVector("fresh")
+	fresh, err := LoadVector(freshVector)
 	if err != nil {
 		return nil, err
 	}
-	r.ID = "engine-" + pin
+	r.ID = historicPrefix + pin
 	r.XsnapVersion = pin
 	r.Bundles = nil
 	r.Targets = r.Targets[:1]
@@ -135,6 +169,6 @@ func LoadHistoric(pin string) (*Recipe, error) {
 	r.Engine = h.engine
 	r.Engine.LoadsSnapshotsOf = []string{r.ID}
 	r.Vectors = map[string]*Vector{fresh.Name: fresh}
-	r.Golden = map[string]map[string]map[string]Observation{Release: {fresh.Name: {"fresh": h.fresh}}}
+	r.Golden = map[string]map[string]map[string]Observation{Release: {fresh.Name: h.fresh}}
 	return r, nil
 }

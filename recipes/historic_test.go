@@ -1,6 +1,7 @@
 package recipes
 
 import (
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -41,31 +42,51 @@ func TestHistoricEngines(t *testing.T) {
 }
 
 func TestHistoricFileIsStrict(t *testing.T) {
-	const engine = `
-[[engine]]
+	const hash = "19ce7c6217b4bb8b38ca4a40727682d648bbd2c22f1f4c20a830810eb7e14ce4"
+	const head, engine, failing = `like = "agoric-upgrade-16"
+`, `[[engine]]
 pin = "6d7f33f8-65d8e660"
 pinned = "2021-08-28"
 xs = "11.0.0"
 protocol = 1
 host-callbacks = 7
-fresh = { snapshot = "aa", size = 1 }
+snapshot-version = "11.0.1"
+snapshot-signature = "xsnap 0"
+fresh = { snapshot = "` + hash + `", size = 1 }
+`, `[[failing]]
+pin = "7276ac7b-95af5513"
+pinned = "2021-11-10"
+cause = "no member"
 `
-	for _, test := range []struct{ data, want string }{
-		{"like = \"agoric-upgrade-16\"\n" + engine, ""},
-		{"like = \"agoric-upgrade-99\"\n", `e.toml:1: no version ID is called "agoric-upgrade-99"`},
-		{"like = \"agoric-upgrade-16\"\nunlike = 1\n", "e.toml:2:1: unknown key unlike"},
-		{"like = \"agoric-upgrade-16\"\n" + engine + engine, "e.toml:12: pin 6d7f33f8-65d8e660 stands here twice"},
-		{"like = \"agoric-upgrade-16\"\n" + strings.Replace(engine, "6d7f33f8", "0d7f33f8", 1), "e.toml:4: "},
-		{"like = \"agoric-upgrade-16\"\n" + strings.Replace(engine, "protocol = 1\n", "", 1), "e.toml:3: xs, protocol, host-callbacks and fresh"},
-		{"like = \"agoric-upgrade-16\"\n[[failing]]\npin = \"6d7f33f8-65d8e660\"\n", "e.toml:2: the cause must be given"},
+	all, like, err := parseHistoric("e.toml", []byte(head+failing+engine))
+	want := []Historic{{
+		Pin: "6d7f33f8-65d8e660", Pinned: "2021-08-28", fresh: map[string]Observation{"fresh": {Snapshot: hash, Size: 1}},
+		engine: Engine{XSVersion: "11.0.0", Protocol: 1, HostCallbacks: 7, SnapshotVersion: "11.0.1", SnapshotSignature: "xsnap 0"},
+	}, {Pin: "7276ac7b-95af5513", Pinned: "2021-11-10", Cause: "no member"}}
+	if err != nil || like != "agoric-upgrade-16" || !reflect.DeepEqual(all, want) {
+		t.Fatalf("got %+v, like %q, error %v; want %+v", all, like, err, want)
+	}
+	for _, test := range []struct{ old, new, want string }{
+		{"-16", "-99", `e.toml:1: no version ID is called "agoric-upgrade-99"`},
+		{"[[engine]]", "unlike = 1\n[[engine]]", "e.toml:2:1: unknown key unlike"},
+		{"protocol = 1\n", "protocol = 1\nprotocols = 1\n", "e.toml:7:1: unknown key engine.protocols"},
+		{"[[failing]]", engine + "[[failing]]", "e.toml:12: pin 6d7f33f8-65d8e660 stands here twice"},
+		{"7276ac7b-95af5513", "6d7f33f8-65d8e660", "e.toml:12: pin 6d7f33f8-65d8e660 stands here twice"},
+		{"6d7f33f8", "0d7f33f8", `e.toml:3: there is no pin "0d7f33f8-65d8e660"`},
+		{"2021-08-28", "2021-08-32", `e.toml:4: pinned "2021-08-32" is not a day`},
+		{`xs = "11.0.0"`, `xs = "11.0"`, "e.toml:5: xs must be a version"},
+		{"protocol = 1\n", "", "e.toml:2: protocol must be a level"},
+		{"host-callbacks = 7", "host-callbacks = 0", "e.toml:7: host-callbacks must be a number"},
+		{`"11.0.1"`, `"11"`, "e.toml:8: snapshot-version must be a version"},
+		{`"xsnap 0"`, `""`, "e.toml:9: snapshot-signature must be a text"},
+		{hash, "19ce", "e.toml:10: engine.0.fresh is a snapshot: want its snapshot (64 lower-case hexadecimal digits) and size"},
+		{", size = 1", "", "e.toml:10: engine.0.fresh is a snapshot"},
+		{"fresh =", "# fresh =", "e.toml:2: engine.0.fresh expects nothing"},
+		{"cause = \"no member\"\n", "", "e.toml:11: the cause must be given"},
 	} {
-		_, _, err := parseHistoric("e.toml", []byte(test.data))
-		got := ""
-		if err != nil {
-			got = err.Error()
-		}
-		if !strings.HasPrefix(got, test.want) || (test.want == "") != (err == nil) {
-			t.Errorf("got %q, want %q", got, test.want)
+		data := strings.Replace(head+engine+failing, test.old, test.new, 1)
+		if _, _, err := parseHistoric("e.toml", []byte(data)); err == nil || !strings.HasPrefix(err.Error(), test.want) {
+			t.Errorf("%q in place of %q: got %v, want %q", test.new, test.old, err, test.want)
 		}
 	}
 }

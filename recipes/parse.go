@@ -203,6 +203,9 @@ func (p parser) identity(f *recipeFile, r *Recipe, _ Refs) error {
 	if !idPattern.MatchString(f.ID) || len(f.ID) > maxID {
 		return p.errorf("id", "id %q: want at most %d lower-case letters, digits, dots and dashes, as in agoric-upgrade-16", f.ID, maxID)
 	}
+	if strings.HasPrefix(f.ID, historicPrefix) {
+		return p.errorf("id", "id %q: IDs that begin with %q are those of historic engines", f.ID, historicPrefix)
+	}
 	if want := strings.TrimSuffix(path.Base(p.file), ".toml"); f.ID != want {
 		return p.errorf("id", "id is %q, and the file's name says %q", f.ID, want)
 	}

@@ -218,6 +218,7 @@ func TestParseErrors(t *testing.T) {
 		{"agoric-upgrade-99\"\n", "a/b\"\n", `1: id "a/b": want at most 128 lower-case letters, digits, dots and dashes, as in agoric-upgrade-16`},
 		{"agoric-upgrade-99\"\n", long + "\"\n", `1: id "` + long + `": want at most 128 lower-case letters, digits, dots and dashes, as in agoric-upgrade-16`},
 		{"agoric-upgrade-99\"\n", "agoric-upgrade-98\"\n", `1: id is "agoric-upgrade-98", and the file's name says "agoric-upgrade-99"`},
+		{"agoric-upgrade-99\"\n", "engine-99\"\n", `1: id "engine-99": IDs that begin with "engine-" are those of historic engines`},
 		{"0.14.3-u99.0", "0.14.3 u99", `2: xsnap "0.14.3 u99" is not a version, as in 0.14.3-u16.1`},
 		{`"debug"]`, `"profile"]`, `5: goals: no goal is called "profile": there are release, debug`},
 		{`"debug"]`, `"release"]`, `5: goals: release is given twice`},
