@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/xsnap"
@@ -50,6 +53,36 @@ func checkDescription(ctx context.Context, e Engine, r *recipes.Recipe) ([]Resul
 		results[i].OK = results[i].Expected == results[i].Found
 	}
 	return results, nil
+}
+
+var (
+	callbackCount = regexp.MustCompile(`(?m)^#define mxSnapshotCallbackCount (\d+)$`)
+	callbackTable = regexp.MustCompile(`(?s)gxSnapshotCallbacks\[mxSnapshotCallbackCount\] = \{(.*?)\};`)
+	callbackEntry = regexp.MustCompile(`^(\w+),?\s*(//.*)?$`)
+)
+
+// HostCallbacks counts the entries of the worker's table of host callbacks in its source, xsnap-worker.c: what snapshots refer to by index
+// does not show from outside.
+func HostCallbacks(source []byte) (int, error) {
+	declared, table := callbackCount.FindSubmatch(source), callbackTable.FindSubmatch(source)
+	if declared == nil || table == nil {
+		return 0, errors.New("the source has no table gxSnapshotCallbacks of mxSnapshotCallbackCount entries")
+	}
+	n := 0
+	for line := range strings.Lines(string(table[1])) {
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || strings.HasPrefix(line, "//"):
+		case callbackEntry.MatchString(line):
+			n++
+		default:
+			return 0, fmt.Errorf("the source has %q in the table gxSnapshotCallbacks, expected the name of a function", line)
+		}
+	}
+	if string(declared[1]) != strconv.Itoa(n) {
+		return 0, fmt.Errorf("the source has %d entries in the table gxSnapshotCallbacks, and mxSnapshotCallbackCount is %s", n, declared[1])
+	}
+	return n, nil
 }
 
 // load says whether the engine loads a heap snapshot, and why not.

@@ -13,7 +13,6 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -333,7 +332,7 @@ func TestLoadsSnapshotsOf(t *testing.T) {
 	}
 }
 
-// The sources have as many host callbacks and the signature that the description says.
+// The sources have the number of host callbacks and the signature that the description says.
 func TestDescriptionOfSources(t *testing.T) {
 	s := enginetest.Store(t)
 	for _, id := range enginetest.NPM {
@@ -349,13 +348,38 @@ func TestDescriptionOfSources(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for pattern, want := range map[string]string{
-			`#define mxSnapshotCallbackCount (\d+)`: strconv.Itoa(r.Engine.HostCallbacks),
-			`#define SNAPSHOT_SIGNATURE "(.*)"`:     r.Engine.SnapshotSignature,
-		} {
-			if m := regexp.MustCompile(pattern).FindSubmatch(source); m == nil || string(m[1]) != want {
-				t.Errorf("%s: %s is %q, the description says %s", id, pattern, m, want)
-			}
+		if n, err := HostCallbacks(source); err != nil || n != r.Engine.HostCallbacks {
+			t.Errorf("%s: %d host callbacks, %v; the description says %d", id, n, err, r.Engine.HostCallbacks)
+		}
+		if m := regexp.MustCompile(`#define SNAPSHOT_SIGNATURE "(.*)"`).FindSubmatch(source); m == nil || string(m[1]) != r.Engine.SnapshotSignature {
+			t.Errorf("%s: signature is %q, the description says %s", id, m, r.Engine.SnapshotSignature)
+		}
+	}
+}
+
+func TestHostCallbacks(t *testing.T) {
+	const source = `#define mxSnapshotCallbackCount 2
+xsCallback gxSnapshotCallbacks[mxSnapshotCallbackCount] = {
+	xs_issueCommand, // 0
+
+	fx_harden // 1
+	// fx_setTimeout,
+};
+`
+	for _, test := range []struct {
+		old, new string
+		n        int
+		want     string
+	}{
+		{"", "", 2, ""},
+		{"Count 2", "Count 3", 0, "2 entries in the table gxSnapshotCallbacks, and mxSnapshotCallbackCount is 3"},
+		{"#define mx", "#define my", 0, "no table gxSnapshotCallbacks"},
+		{"gxSnap", "gxSnip", 0, "no table gxSnapshotCallbacks"},
+		{"\n\n", "\n#if mxLockdown\n", 0, `"#if mxLockdown" in the table`},
+	} {
+		n, err := HostCallbacks([]byte(strings.Replace(source, test.old, test.new, 1)))
+		if n != test.n || (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%q in place of %q: %d, %v; want %d, %q", test.new, test.old, n, err, test.n, test.want)
 		}
 	}
 }
