@@ -61,10 +61,15 @@ func (Build) Engine(ctx context.Context, pin string) error {
 	})
 }
 
-// Engines compiles and examines every historic engine whose sources can be had. It prints the table of docs/engines.md.
-func (Check) Engines(ctx context.Context) error {
+// Engines compiles and examines a historic engine, or all. It prints the table of docs/engines.md, and names those whose sources cannot
+// be had. For example: go tool mage check:engines 6d7f33f8-65d8e660
+func (Check) Engines(ctx context.Context, id *string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
-		return w.CheckEngines(ctx, os.Stdout, opts.JSON)
+		var only []string
+		if id != nil {
+			only = []string{*id}
+		}
+		return w.CheckEngines(ctx, os.Stdout, opts.JSON, only...)
 	})
 }
 
@@ -223,7 +228,7 @@ func Test(ctx context.Context) error {
 var opts options.Options
 
 // optional are the targets that take one argument or none.
-var optional = []string{"check:golden", "check:reproducible", "pins:verify"}
+var optional = []string{"check:engines", "check:golden", "check:reproducible", "pins:verify"}
 
 func init() {
 	known := func(word string) bool {

@@ -54,10 +54,28 @@ type (
 	}
 )
 
-// HistoricEngines returns the historic engines, oldest first.
-func HistoricEngines() ([]Historic, error) {
+// HistoricEngines returns the historic engines with the given pins, or all, oldest first.
+func HistoricEngines(only ...string) ([]Historic, error) {
 	all, _, err := parseHistoric("recipes/historic/engines.toml", historicFile)
-	return all, err
+	if err != nil || len(only) == 0 {
+		return all, err
+	}
+	return pick(all, only...)
+}
+
+func pick(all []Historic, only ...string) (some []Historic, err error) {
+	for _, pin := range only {
+		i := slices.IndexFunc(all, func(h Historic) bool { return h.Pin == pin })
+		if i < 0 {
+			var known []string
+			for _, h := range all {
+				known = append(known, h.Pin)
+			}
+			return nil, unknown("historic engine", pin, known)
+		}
+		some = append(some, all[i])
+	}
+	return some, nil
 }
 
 func parseHistoric(file string, data []byte) (all []Historic, like string, err error) {
@@ -138,15 +156,11 @@ func LoadHistoric(pin string) (*Recipe, error) {
 	if err != nil {
 		return nil, err
 	}
-	var known []string
-	for _, h := range all {
-		known = append(known, h.Pin)
+	picked, err := pick(all, pin)
+	if err != nil {
+		return nil, err
 	}
-	i := slices.Index(known, pin)
-	if i < 0 {
-		return nil, unknown("historic engine", pin, known)
-	}
-	h := all[i]
+	h := picked[0]
 	if h.Cause != "" {
 		return nil, errors.New("engine " + pin + " cannot be compiled: " + h.Cause)
 	}
@@ -164,7 +178,6 @@ func LoadHistoric(pin string) (*Recipe, error) {
 	r.ID = historicPrefix + pin
 	r.XsnapVersion = pin
 	r.Bundles = nil
-	r.Targets = r.Targets[:1]
 	r.Goals = []string{Release}
 	r.Engine = h.engine
 	r.Engine.LoadsSnapshotsOf = []string{r.ID}

@@ -5,9 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 
+	"github.com/enginery/enginery/golden"
+	"github.com/enginery/enginery/internal/cas"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
 )
@@ -30,21 +34,23 @@ func (w *Workshop) BuildEngine(ctx context.Context, out io.Writer, asJSON bool, 
 
 // EngineResult is what became of building and examining a historic engine.
 type EngineResult struct {
-	Pin           string `json:"pin"`
-	Pinned        string `json:"pinned"`
-	XS            string `json:"xs,omitempty"`
-	Protocol      int    `json:"protocol,omitempty"`
-	HostCallbacks int    `json:"hostCallbacks,omitempty"`
-	Worker        string `json:"worker,omitempty"` // digest
-	Fresh         string `json:"fresh,omitempty"`  // hash of a fresh heap's snapshot
-	Outcome       string `json:"outcome"`          // "as expected", or what is wrong
-	OK            bool   `json:"ok"`
+	Pin           string            `json:"pin"`
+	Pinned        string            `json:"pinned"`
+	XS            string            `json:"xs,omitempty"`
+	Protocol      int               `json:"protocol,omitempty"`
+	HostCallbacks int               `json:"hostCallbacks,omitempty"`
+	Header        string            `json:"header,omitempty"`  // version and signature in its heap snapshots
+	Fresh         string            `json:"fresh,omitempty"`   // hash of a fresh heap's snapshot
+	Workers       map[string]string `json:"workers,omitempty"` // platform -> digest
+	Outcome       string            `json:"outcome"`           // "as expected", or what is wrong
+	OK            bool              `json:"ok"`
 }
 
-// CheckEngines compiles every historic engine, runs the golden vector fresh on it and compares its description with what it shows, and writes
-// a table to out. The error is for engines that are not as they must be, and for those whose sources cannot be had.
-func (w *Workshop) CheckEngines(ctx context.Context, out io.Writer, asJSON bool) error {
-	all, err := recipes.HistoricEngines()
+// CheckEngines compiles the historic engines with the given pins, or all, runs the golden vector fresh on them, compares their descriptions
+// with what they and their sources show, and writes a table to out. The error is for engines that are not as they must be, and for those
+// whose sources cannot be had.
+func (w *Workshop) CheckEngines(ctx context.Context, out io.Writer, asJSON bool, only ...string) error {
+	all, err := recipes.HistoricEngines(only...)
 	if err != nil {
 		return err
 	}
@@ -88,11 +94,15 @@ func (w *Workshop) checkEngine(ctx context.Context, h recipes.Historic) (EngineR
 		return result, err
 	}
 	result.XS, result.Protocol, result.HostCallbacks = r.Engine.XSVersion, r.Engine.Protocol, r.Engine.HostCallbacks
+	result.Header = r.Engine.SnapshotVersion + ", " + r.Engine.SnapshotSignature
 	versions, err := w.Build(ctx, r)
 	if err != nil {
 		return result, err
 	}
-	result.Worker = "sha256:" + versions[0].Outputs.Workers[0].Binary.Hash
+	result.Workers = make(map[string]string)
+	for _, worker := range versions[0].Outputs.Workers {
+		result.Workers[worker.Platform] = "sha256:" + worker.Binary.Hash
+	}
 	results, err := w.Golden(ctx, versions[0])
 	for _, g := range results {
 		if g.Vector == "fresh" {
@@ -103,20 +113,46 @@ func (w *Workshop) checkEngine(ctx context.Context, h recipes.Historic) (EngineR
 	if err != nil {
 		return result, err
 	}
+	callbacks, err := w.hostCallbacks(ctx, r)
+	if err != nil {
+		return result, fmt.Errorf("%s: %w", r.ID, err)
+	}
+	if callbacks != r.Engine.HostCallbacks {
+		return result, fmt.Errorf("%s: its source has %d host callbacks, expected %d", r.ID, callbacks, r.Engine.HostCallbacks)
+	}
 	result.Outcome, result.OK = "as expected", true
 	return result, nil
 }
 
-func writeEngines(out io.Writer, results []EngineResult) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PIN\tPINNED\tXS\tPROTOCOL\tCALLBACKS\tWORKER\tFRESH HEAP\tOUTCOME")
-	for _, r := range results {
-		if r.Worker == "" {
-			fmt.Fprintf(w, "%s\t%s\t%s\t\t\t\t\t%s\n", r.Pin, r.Pinned, r.XS, r.Outcome)
-			continue
+// hostCallbacks counts the host callbacks of an engine in its source.
+func (w *Workshop) hostCallbacks(ctx context.Context, r *recipes.Recipe) (int, error) {
+	if err := w.Sources().Fetch(ctx, r.Pin); err != nil { // the engine may have been built before, and the sources be gone
+		return 0, err
+	}
+	var source []byte
+	err := w.Store.Walk(r.Pin.XsnapNative.Tree, func(path string, n cas.Node) (err error) {
+		if path == "xsnap/sources/xsnap-worker.c" {
+			source, err = w.Store.ReadAll(n.Digest)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%.12s\t%.12s\t%s\n",
-			r.Pin, r.Pinned, r.XS, r.Protocol, r.HostCallbacks, strings.TrimPrefix(r.Worker, "sha256:"), r.Fresh, r.Outcome)
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	return golden.HostCallbacks(source)
+}
+
+// writeEngines writes a table in Markdown.
+func writeEngines(out io.Writer, results []EngineResult) error {
+	w := tabwriter.NewWriter(out, 0, 0, 1, ' ', 0)
+	row := func(cells ...string) { fmt.Fprintf(w, "| %s\t|\n", strings.Join(cells, "\t| ")) }
+	cut := func(digest string) string { return fmt.Sprintf("%.12s", strings.TrimPrefix(digest, "sha256:")) }
+	number := func(n int) string { return strings.TrimPrefix(strconv.Itoa(n), "0") }
+	row("pin", "pinned", "XS", "protocol", "callbacks", "snapshots", "fresh heap", "worker amd64", "worker arm64", "outcome")
+	row(slices.Repeat([]string{"---"}, 10)...)
+	for _, r := range results {
+		row(r.Pin, r.Pinned, r.XS, number(r.Protocol), number(r.HostCallbacks), r.Header, cut(r.Fresh),
+			cut(r.Workers["linux/amd64"]), cut(r.Workers["linux/arm64"]), r.Outcome)
 	}
 	return w.Flush()
 }

@@ -237,10 +237,16 @@ func emptyWorkshop(t *testing.T) *release.Workshop {
 	return &release.Workshop{Store: s, Layout: filepath.Join(t.TempDir(), "oci")}
 }
 
-func TestMissingSourcesAreNamed(t *testing.T) {
-	t.Setenv("GIT_CONFIG_COUNT", "1") // no repository but a mirror's can be had
+// noRepositories lets no git repository be had but a mirror's.
+func noRepositories(t *testing.T) {
+	t.Helper()
+	t.Setenv("GIT_CONFIG_COUNT", "1")
 	t.Setenv("GIT_CONFIG_KEY_0", "url./nonexistent/.insteadOf")
 	t.Setenv("GIT_CONFIG_VALUE_0", "https://github.com/")
+}
+
+func TestMissingSourcesAreNamed(t *testing.T) {
+	noRepositories(t)
 	w := emptyWorkshop(t)
 	w.SourceMirror = t.TempDir()
 	err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-10")
