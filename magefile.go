@@ -211,7 +211,8 @@ func Lint(ctx context.Context) error {
 	return nil
 }
 
-// Test builds the engines and runs all tests. It installs the Debian package qemu-user-static if it can and must, to run arm64 workers.
+// Test builds the engines and runs all tests. It names the tests that were skipped, and why. It installs the Debian package
+// qemu-user-static if it can and must, to run arm64 workers.
 func Test(ctx context.Context) error {
 	if err := needEmulator(ctx); err != nil {
 		return err
@@ -222,7 +223,7 @@ func Test(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return sh(ctx, "go", "test", "-timeout=30m", "./...")
+	return sh(ctx, "go", "tool", "gotestsum", "--format=pkgname", "--format-hide-empty-pkg", "--junitfile=out/tests.xml", "--", "-timeout=30m", "./...")
 }
 
 var opts options.Options

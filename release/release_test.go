@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -218,11 +219,19 @@ func flip(t *testing.T, path string) {
 	}
 }
 
-func TestUnknownVersion(t *testing.T) {
+func TestUnknownNames(t *testing.T) {
 	w := workshop(t)
-	err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-61")
-	if release.Status(err) != release.StatusUsage || !strings.Contains(err.Error(), "agoric-upgrade-16") {
-		t.Errorf("got %v (status %d), want status %d and the IDs that there are", err, release.Status(err), release.StatusUsage)
+	for _, test := range []struct {
+		err  error
+		want string // a name that there is
+	}{
+		{w.BuildAndCheck(t.Context(), io.Discard, false, "agoric-upgrade-61"), "agoric-upgrade-16"},
+		{w.BuildEngine(t.Context(), io.Discard, false, "6d7f33f8"), "6d7f33f8-65d8e660"},
+		{w.CheckEngines(t.Context(), io.Discard, false, "6d7f33f8"), "6d7f33f8-65d8e660"},
+	} {
+		if release.Status(test.err) != release.StatusUsage || !strings.Contains(test.err.Error(), test.want) {
+			t.Errorf("got %v (status %d), want status %d and %s", test.err, release.Status(test.err), release.StatusUsage, test.want)
+		}
 	}
 }
 
