@@ -8,18 +8,38 @@ import (
 	"io"
 	"strconv"
 	"sync"
+	"time"
 	"unicode/utf16"
 	"unicode/utf8"
 )
 
-// writeNetstring writes prefix and body as one netstring.
-func writeNetstring(w io.Writer, prefix, body []byte) error {
-	b := make([]byte, 0, len(prefix)+len(body)+16)
-	b = strconv.AppendInt(b, int64(len(prefix)+len(body)), 10)
+// netstringWriter writes netstrings.
+type netstringWriter struct {
+	w   io.Writer
+	buf []byte // of the last one
+}
+
+// largeBody is the size of a body that is not copied.
+const largeBody = 64 << 10
+
+// write writes prefix and body as one netstring, in one piece if it is small.
+func (n *netstringWriter) write(prefix, body []byte) error {
+	b := strconv.AppendInt(n.buf[:0], int64(len(prefix)+len(body)), 10)
 	b = append(b, ':')
 	b = append(b, prefix...)
-	b = append(b, body...)
-	_, err := w.Write(append(b, ','))
+	if len(body) > largeBody {
+		if _, err := n.w.Write(b); err != nil {
+			return err
+		}
+		if _, err := n.w.Write(body); err != nil {
+			return err
+		}
+		b = b[:0]
+	} else {
+		b = append(b, body...)
+	}
+	n.buf = append(b, ',')
+	_, err := n.w.Write(n.buf)
 	return err
 }
 
@@ -50,7 +70,7 @@ func readNetstring(r *bufio.Reader, limit int) ([]byte, error) {
 		digits++
 	}
 	if n > limit {
-		return nil, &ProtocolError{fmt.Sprintf("a message of %d bytes, at most %d are allowed", n, limit)}
+		return nil, &SizeError{Size: int64(n), Limit: int64(limit)}
 	}
 	b := make([]byte, n+1)
 	if _, err := io.ReadFull(r, b); err != nil {
@@ -65,16 +85,17 @@ func readNetstring(r *bufio.Reader, limit int) ([]byte, error) {
 	return b[:n], nil
 }
 
-// parseReply splits an answer into meter and payload. An answer without a meter is payload alone.
-func parseReply(message []byte) (Reply, error) {
+// parseReply splits an answer into meter and payload. An answer without a meter is payload alone. Computrons are of type meterType.
+func parseReply(message []byte, meterType string) (Reply, error) {
 	meter, payload, ok := bytes.Cut(message, []byte{1})
 	if !ok {
 		return Reply{Payload: message}, nil
 	}
 	r := Reply{Payload: payload}
 	if err := json.Unmarshal(meter, &r.Meter); err != nil {
-		return Reply{}, &ProtocolError{fmt.Sprintf("the meter %q: %v", meter, err)}
+		return Reply{}, &ProtocolError{fmt.Sprintf("the meter %.200q: %v", meter, err)}
 	}
+	r.Meter.Type = meterType
 	return r, nil
 }
 
@@ -105,14 +126,16 @@ type tail struct {
 
 	mu  sync.Mutex
 	end []byte
+	n   int64 // bytes so far
 }
 
 const tailSize = 1 << 10
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.mu.Lock()
-	t.end = append(t.end, p...)
-	t.end = t.end[max(0, len(t.end)-tailSize):]
+	t.n += int64(len(p))
+	t.end = append(t.end, p[max(0, len(p)-tailSize):]...)
+	t.end = append(t.end[:0], t.end[max(0, len(t.end)-tailSize):]...)
 	t.mu.Unlock()
 	if t.to != nil {
 		return t.to.Write(p)
@@ -124,4 +147,24 @@ func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return string(bytes.TrimSpace(t.end))
+}
+
+func (t *tail) count() int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.n
+}
+
+// line returns what is written after the first n bytes, at most the end of it, once it ends in a line feed, or after so long.
+func (t *tail) line(n int64, patience time.Duration) string {
+	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		t.mu.Lock()
+		text := t.end[len(t.end)-int(min(t.n-n, int64(len(t.end)))):]
+		if bytes.HasSuffix(text, []byte{'\n'}) || time.Now().After(end) {
+			s := string(bytes.TrimSuffix(text, []byte{'\n'}))
+			t.mu.Unlock()
+			return s
+		}
+		t.mu.Unlock()
+	}
 }

@@ -18,6 +18,7 @@ func TestReadNetstring(t *testing.T) {
 		in, want string
 		err      error  // this one, or
 		reason   string // part of a ProtocolError
+		size     int64  // of a SizeError
 	}{
 		{in: "0:,"},
 		{in: "1:R,", want: "R"},
@@ -34,8 +35,8 @@ func TestReadNetstring(t *testing.T) {
 		{in: " 1:R,", reason: "' ' in the length"},
 		{in: "1 :R,", reason: "' ' in the length"},
 		{in: "\x80:", reason: `'\u0080' in the length`},
-		{in: "13:thirteen byte,", reason: "a message of 13 bytes, at most 12 are allowed"},
-		{in: "999999999:", reason: "at most 12"},
+		{in: "13:thirteen byte,", size: 13},
+		{in: "999999999:", size: 999999999},
 		{in: "0000000001:R,", reason: "in the length"},
 		{in: "18446744073709551617:R,", reason: "in the length"},
 	} {
@@ -45,7 +46,12 @@ func TestReadNetstring(t *testing.T) {
 		} {
 			got, err := readNetstring(bufio.NewReader(r), limit)
 			var protocol *ProtocolError
+			var size *SizeError
 			switch {
+			case c.size != 0:
+				if !errors.As(err, &size) || *size != (SizeError{Size: c.size, Limit: limit}) {
+					t.Errorf("%q %s: %v, want an error about %d bytes", c.in, name, err, c.size)
+				}
 			case c.err != nil:
 				if err != c.err {
 					t.Errorf("%q %s: %v, want %v", c.in, name, err, c.err)
@@ -72,7 +78,7 @@ func FuzzNetstring(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var b bytes.Buffer
-		if err := writeNetstring(&b, []byte{'.'}, data); err != nil {
+		if err := (&netstringWriter{w: &b}).write([]byte{'.'}, data); err != nil {
 			t.Fatal(err)
 		}
 		b.WriteString("next")
@@ -104,10 +110,10 @@ func TestParseReply(t *testing.T) {
 		{"payload", Reply{Payload: []byte("payload")}, true},
 		{
 			`{"currentHeapCount":27312,"compute":1850,"allocate":42074144,"timestamps":[1700000000.000001,1700000000.5]}` + "\x01payload\x01",
-			Reply{[]byte("payload\x01"), Meter{1850, 42074144, 27312, []float64{1700000000.000001, 1700000000.5}}}, true,
+			Reply{[]byte("payload\x01"), Meter{"xs-meter-1", 1850, 42074144, 27312, []float64{1700000000.000001, 1700000000.5}}}, true,
 		},
-		{`{"compute":4294967295,"allocate":1}` + "\x01", Reply{[]byte{}, Meter{Compute: 4294967295, Allocate: 1}}, true}, // xsnap-native before d2c13faf
-		{`{"timestamps":[]}` + "\x01", Reply{[]byte{}, Meter{Timestamps: []float64{}}}, true},                            // too many to show
+		{`{"compute":4294967295,"allocate":1}` + "\x01", Reply{[]byte{}, Meter{Type: "xs-meter-1", Compute: 4294967295, Allocate: 1}}, true}, // xsnap-native before d2c13faf
+		{`{"timestamps":[]}` + "\x01", Reply{[]byte{}, Meter{Type: "xs-meter-1", Timestamps: []float64{}}}, true},                            // too many to show
 		{"\x01", Reply{}, false},
 		{"{\x01", Reply{}, false},
 		{"1\x01", Reply{}, false},
@@ -115,7 +121,7 @@ func TestParseReply(t *testing.T) {
 		{`{"compute":1.5}` + "\x01", Reply{}, false},
 		{`{"compute":1e999}` + "\x01", Reply{}, false},
 	} {
-		got, err := parseReply([]byte(c.in))
+		got, err := parseReply([]byte(c.in), "xs-meter-1")
 		var protocol *ProtocolError
 		if (err == nil) != c.ok || !c.ok && !errors.As(err, &protocol) || c.ok && !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%q: %+v, %v, want %+v", c.in, got, err, c.want)
@@ -129,7 +135,7 @@ func FuzzReply(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		reply, err := parseReply(data)
+		reply, err := parseReply(data, "")
 		if err != nil {
 			return
 		}

@@ -88,7 +88,7 @@ func snapshot(t testing.TB, w *Worker) []byte {
 	return heap.Bytes()
 }
 
-func hash(b []byte) string {
+func sha(b []byte) string {
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:])
 }
@@ -137,7 +137,7 @@ func TestWorker(t *testing.T) {
 			if err := w.Ready(); err != nil {
 				t.Fatal(err)
 			}
-			if got := hash(snapshot(t, w)); got != fresh {
+			if got := sha(snapshot(t, w)); got != fresh {
 				t.Errorf("a fresh heap has the hash %s, want %s", got, fresh)
 			}
 			reply, err := w.Evaluate("globalThis.n = 40; " + answer("n + 2"))
@@ -162,12 +162,12 @@ func TestWorker(t *testing.T) {
 			}
 
 			heap := snapshot(t, w)
-			if again := snapshot(t, w); hash(again) != hash(heap) {
+			if again := snapshot(t, w); sha(again) != sha(heap) {
 				t.Error("two snapshots of one heap differ")
 			}
 			o.Snapshot = bytes.NewReader(heap)
 			next := begin(t, o)
-			if again := snapshot(t, next); hash(again) != hash(heap) {
+			if again := snapshot(t, next); sha(again) != sha(heap) {
 				t.Error("a snapshot of a heap that was just loaded differs from what was loaded")
 			}
 			for _, w := range []*Worker{w, next} {
@@ -327,7 +327,7 @@ func TestOptions(t *testing.T) {
 	}
 	o := native.options(t)
 	o.ParserBuffer = 4096
-	if got := hash(snapshot(t, begin(t, o))); got == fresh {
+	if got := sha(snapshot(t, begin(t, o))); got == fresh {
 		t.Error("the parser buffer's size is no part of the snapshot")
 	}
 }
@@ -471,8 +471,8 @@ func TestLarge(t *testing.T) {
 			up = 0
 			w := begin(t, o)
 			reply, err := c.do(w)
-			var protocol *ProtocolError
-			if c.want == "" && (!errors.As(err, &protocol) || !strings.Contains(err.Error(), "at most 12000000")) {
+			var size *SizeError
+			if c.want == "" && (!errors.As(err, &size) || !strings.Contains(err.Error(), "from the worker, at most 12000000")) {
 				t.Errorf("%d bytes, %v: not an error about the limit", len(reply.Payload), err)
 			}
 			if c.want != "" && (err != nil || string(reply.Payload) != c.want) {
@@ -530,14 +530,14 @@ func (w *writer) Write(p []byte) (int, error) {
 func TestSnapshotWriter(t *testing.T) {
 	w := begin(t, native.options(t))
 	slow := &writer{left: 1 << 30, pause: 50 * time.Millisecond}
-	if _, err := w.Snapshot(slow); err != nil || hash(slow.buf.Bytes()) != fresh {
+	if _, err := w.Snapshot(slow); err != nil || sha(slow.buf.Bytes()) != fresh {
 		t.Errorf("a slow writer: %v", err)
 	}
 	for _, left := range []int{0, 100_000} {
 		if _, err := w.Snapshot(&writer{left: left}); !errors.Is(err, errFull) {
 			t.Errorf("a writer that fails after %d bytes: %v", left, err)
 		}
-		if hash(snapshot(t, w)) != fresh {
+		if sha(snapshot(t, w)) != fresh {
 			t.Error("the next snapshot is wrong")
 		}
 	}
@@ -905,7 +905,7 @@ func TestSnapshotFiles(t *testing.T) {
 	o := native.options(t)
 	o.Protocol = Level3
 	w := begin(t, o)
-	if got := hash(snapshot(t, w)); got != fresh {
+	if got := sha(snapshot(t, w)); got != fresh {
 		t.Errorf("a fresh heap has the hash %s, want %s", got, fresh)
 	}
 	evaluate(t, w, "globalThis.n = 42")
