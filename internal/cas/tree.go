@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"sort"
 	"sync"
+	"syscall"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -385,6 +386,12 @@ func (s *Store) ExportFile(d Digest, dest string, mode fs.FileMode) error {
 		return err
 	}
 	defer in.Close()
+	if mode&0o111 != 0 {
+		// A process that another goroutine forks now would hold the file open for writing until it calls exec, and the file could not
+		// be executed in the meantime (ETXTBSY).
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
 	out, err := os.OpenFile(dest, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
 	if err != nil {
 		return err
