@@ -19,6 +19,10 @@ import (
 // BuildEngine builds the engine of a pin that no version has, as an artifact without bundles, and writes its digests to out.
 func (w *Workshop) BuildEngine(ctx context.Context, out io.Writer, asJSON bool, pin string) error {
 	r, err := recipes.LoadHistoric(pin)
+	var unknown *recipes.UnknownError
+	if errors.As(err, &unknown) && slices.Contains(pins.Names(), pin) {
+		return w.noEngine(ctx, pin)
+	}
 	if err != nil {
 		return err
 	}
@@ -30,6 +34,32 @@ func (w *Workshop) BuildEngine(ctx context.Context, out io.Writer, asJSON bool, 
 		return writeJSON(out, versions[0].Manifest)
 	}
 	return writeText(out, versions[0].Manifest, nil)
+}
+
+// noEngine says why a pin is no historic engine: a version has it, its sources cannot be had, or nobody has described it.
+func (w *Workshop) noEngine(ctx context.Context, pin string) error {
+	var versions []string
+	for _, id := range recipes.IDs() {
+		r, err := recipes.Load(id)
+		if err != nil {
+			return err
+		}
+		if r.Pin.Name == pin {
+			versions = append(versions, id)
+		}
+	}
+	if len(versions) > 0 {
+		return &statusError{fmt.Errorf("pin %s is the engine of %s; build one of these, e.g. with: go tool mage build:version %s",
+			pin, strings.Join(versions, ", "), versions[0]), StatusUsage}
+	}
+	p, err := pins.Load(pin)
+	if err != nil {
+		return err
+	}
+	if err := w.Sources().Fetch(ctx, p); err != nil {
+		return err
+	}
+	return fmt.Errorf("the sources of pin %s can be had, but no recipe has it: describe the engine in recipes/historic/engines.toml", pin)
 }
 
 // EngineResult is what became of building and examining a historic engine.
