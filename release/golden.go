@@ -136,16 +136,21 @@ func (w *Workshop) Record(ctx context.Context, out io.Writer, dir, id string) er
 	if err != nil {
 		return err
 	}
-	v := versions[0]
-	if _, err := w.Golden(ctx, v); err != nil {
-		return fmt.Errorf("not recorded: %w", err)
-	}
-	file, err := v.Manifest.Write(dir)
+	file, err := w.RecordBuilt(ctx, dir, versions[0])
 	if err != nil {
 		return err
 	}
 	fmt.Fprintln(out, "wrote", file)
 	return nil
+}
+
+// RecordBuilt runs the golden vectors of a version that has been built and, if all hold, writes its manifest to dir. It returns the
+// file's name.
+func (w *Workshop) RecordBuilt(ctx context.Context, dir string, v *Version) (string, error) {
+	if _, err := w.Golden(ctx, v); err != nil {
+		return "", fmt.Errorf("not recorded: %w", err)
+	}
+	return v.Manifest.Write(dir)
 }
 
 // ObserveGolden builds a version and writes what its workers show for every golden vector to out, as TOML for the recipe. Platforms must

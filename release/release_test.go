@@ -182,6 +182,39 @@ func TestAnotherRecordIsADifference(t *testing.T) {
 	}
 }
 
+func TestOnlyWhatShowsItsGoldenValuesIsRecorded(t *testing.T) {
+	w := workshop(t)
+	r := enginetest.Recipe(t, "agoric-upgrade-16")
+	r.Targets, r.Goals = r.Targets[:1], []string{recipes.Release}
+	fresh := r.Golden[recipes.Release]["fresh"]
+	r.Golden = map[string]map[string]map[string]recipes.Observation{recipes.Release: {"fresh": fresh}}
+	versions, err := w.Build(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if _, err := w.RecordBuilt(t.Context(), dir, versions[0]); err != nil {
+		t.Error(err)
+	}
+	if got, err := manifests.Read(dir, r.ID); err != nil || len(manifests.Diff(got, versions[0].Manifest)) > 0 {
+		t.Errorf("recorded %+v, %v", got, err)
+	}
+
+	right := fresh["fresh"]
+	wrong := right
+	wrong.Size++
+	fresh["fresh"] = wrong
+	dir = t.TempDir()
+	_, err = w.RecordBuilt(t.Context(), dir, versions[0])
+	var missed *release.GoldenError
+	if !errors.As(err, &missed) || release.Status(err) != release.StatusDifferent || !strings.Contains(err.Error(), right.Snapshot) {
+		t.Errorf("got %v (status %d), want a GoldenError with status %d", err, release.Status(err), release.StatusDifferent)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("recorded all the same: %v, %v", entries, err)
+	}
+}
+
 func TestDamagedLayoutIsNamed(t *testing.T) {
 	w := workshop(t)
 	if err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-16"); err != nil {
@@ -235,7 +268,7 @@ func TestUnknownNames(t *testing.T) {
 	}
 }
 
-// emptyStore is a store with the toolchains and nothing else.
+// emptyWorkshop has a store with nothing in it.
 func emptyWorkshop(t *testing.T) *release.Workshop {
 	t.Helper()
 	s, err := cas.Open(filepath.Join(t.TempDir(), "store"))
@@ -269,6 +302,31 @@ func TestMissingSourcesAreNamed(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(w.Layout); err == nil && len(entries) > 0 {
 		t.Errorf("something was written to the layout: %v", entries)
+	}
+}
+
+// Pins that are no historic engines are not simply unknown.
+func TestPinsThatAreNoHistoricEngines(t *testing.T) {
+	noRepositories(t)
+	w := emptyWorkshop(t)
+	for _, test := range []struct {
+		pin    string
+		status int
+		want   []string
+	}{
+		{"547c16c3-0b3869eb", release.StatusUnavailable, []string{"547c16c34ac90f6ae4329d0deeb171f5c99c37b4", "--source-mirror", "insteadOf"}},
+		{"f6c5951f-2d8ccb76", release.StatusUsage, []string{"agoric-upgrade-15", "build:version agoric-upgrade-10"}},
+	} {
+		err := w.BuildEngine(t.Context(), io.Discard, false, test.pin)
+		if release.Status(err) != test.status {
+			t.Errorf("%s: got %v (status %d), want status %d", test.pin, err, release.Status(err), test.status)
+			continue
+		}
+		for _, want := range test.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: the error lacks %q:\n%v", test.pin, want, err)
+			}
+		}
 	}
 }
 
@@ -399,28 +457,29 @@ func TestKilledBuildLeavesNothingAndTheNextGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Close()
-	filepath.WalkDir(filepath.Join(s.Dir(), "tmp"), func(path string, d fs.DirEntry, err error) error {
-		if err == nil && strings.HasSuffix(path, "work/xsnap-native") {
-			if fi, err := d.Info(); err == nil && time.Since(fi.ModTime()) < time.Minute && processesWith(flag) == 0 && unlocked(path) {
-				t.Errorf("%s is left", path)
-			}
+	left, err := filepath.Glob(filepath.Join(s.Dir(), "tmp", "action-*", "work"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, work := range left {
+		if dir := filepath.Dir(work); abandoned(dir) {
+			t.Errorf("%s is left", dir)
 		}
-		return nil
-	})
+	}
 }
 
-// unlocked reports whether nobody holds the lock of the scratch directory that path is in.
-func unlocked(path string) bool {
-	dir := path
-	for filepath.Base(filepath.Dir(dir)) != "tmp" {
-		dir = filepath.Dir(dir)
-	}
+// abandoned reports whether a scratch directory is there and nobody holds its lock.
+func abandoned(dir string) bool {
 	f, err := os.Open(dir + ".lock")
-	if err != nil {
+	if err == nil {
+		defer f.Close()
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
-	defer f.Close()
-	return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
+	_, err = os.Lstat(dir) // an owner removes it before the lock
+	return err == nil
 }
 
 // processesWith counts the processes that have text in their command line.
