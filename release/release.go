@@ -100,7 +100,7 @@ func (w *Workshop) toolchains() func(context.Context, *toolchain.Toolchain) (str
 	return func(ctx context.Context, tc *toolchain.Toolchain) (string, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		return toolchain.Ensure(ctx, w.Store, tc, toolchain.Options{From: w.ToolchainFrom})
+		return toolchain.Ensure(ctx, w.Store, tc, toolchain.Options{From: w.ToolchainFrom, Jobs: w.Jobs})
 	}
 }
 

@@ -49,7 +49,7 @@ func seed(ctx context.Context, w *release.Workshop, to *cas.Store, images string
 	}
 	for _, t := range toolchains {
 		if !packages {
-			img, err := toolchain.Image(ctx, w.Store, t, toolchain.Options{From: w.ToolchainFrom})
+			img, err := toolchain.Image(ctx, w.Store, t, toolchain.Options{From: w.ToolchainFrom, Jobs: w.Jobs})
 			if err != nil {
 				return "", err
 			}
