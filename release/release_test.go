@@ -432,9 +432,17 @@ func TestKilledBuildLeavesNothingAndTheNextGoesOn(t *testing.T) {
 		}
 		return cmd, &out
 	}
-	for _, delay := range []time.Duration{300 * time.Millisecond, 1500 * time.Millisecond} {
-		cmd, _ := start()
-		time.Sleep(delay)
+	var left []string
+	for _, compiling := range []bool{false, true} {
+		cmd, out := start()
+		time.Sleep(300 * time.Millisecond)
+		for deadline := time.Now().Add(5 * time.Minute); compiling && processesWith(flag) == 0; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				cmd.Process.Kill()
+				cmd.Wait()
+				t.Fatalf("the build does not compile:\n%s", out)
+			}
+		}
 		cmd.Process.Signal(syscall.SIGKILL)
 		cmd.Wait()
 		deadline := time.Now().Add(20 * time.Second)
@@ -442,28 +450,28 @@ func TestKilledBuildLeavesNothingAndTheNextGoesOn(t *testing.T) {
 			time.Sleep(50 * time.Millisecond)
 		}
 		if n := processesWith(flag); n > 0 {
-			t.Errorf("%d processes of the killed build are left after %v", n, delay)
+			t.Errorf("%d processes of the build are left that was killed (compiling: %v)", n, compiling)
 		}
 		if b, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(b, []byte(s.Dir()+"/tmp")) {
 			t.Errorf("a mount of the killed build is left (%v)", err)
 		}
+		locks, err := filepath.Glob(filepath.Join(s.Dir(), "tmp", "*.lock"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, lock := range locks {
+			if dir := strings.TrimSuffix(lock, ".lock"); abandoned(dir) {
+				left = append(left, dir)
+			}
+		}
 	}
-	cmd, out := start()
+	cmd, out := start() // which sweeps
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("the build after the killed ones: %v\n%s", err, out)
 	}
-	again, err := cas.Open(s.Dir()) // sweeps
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Close()
-	left, err := filepath.Glob(filepath.Join(s.Dir(), "tmp", "action-*", "work"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, work := range left {
-		if dir := filepath.Dir(work); abandoned(dir) {
-			t.Errorf("%s is left", dir)
+	for _, dir := range left {
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left (%v)", dir, err)
 		}
 	}
 }
