@@ -115,7 +115,7 @@ func (Pins) Add(ctx context.Context, name, moddable, xsnapNative string) error {
 }
 
 // Verify checks that every source of a pin, or of all, gives the recorded tree. It fetches all of them anew; the table says which could
-// not be reached.
+// not be reached, and it fails if that are all of a tree.
 func (Pins) Verify(ctx context.Context, id *string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		names := pins.Names()

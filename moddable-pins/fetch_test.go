@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -539,6 +540,24 @@ unrecorded: git other has the tree ` + cas.OfBytes(nil).String() + `; go tool ma
 `
 	if err != nil || got.String() != want {
 		t.Errorf("got %v\n%s\nwant\n%s", err, got.String(), want)
+	}
+}
+
+func TestJudge(t *testing.T) {
+	reached := Check{Component: "moddable", Commit: strings.Repeat("a", 40), Status: Reached}
+	elsewhere := Check{Component: "moddable", Commit: strings.Repeat("a", 40), Status: Unreachable}
+	nowhere := Check{Component: "xsnap-native", Commit: strings.Repeat("b", 40), Status: Unreachable}
+	different := Check{Component: "moddable", Commit: strings.Repeat("c", 40), Status: Different}
+	if err := Judge([]Check{elsewhere, reached}); err != nil {
+		t.Errorf("one of two sources reached: %v", err)
+	}
+	var unreachable *UnreachableError
+	if err := Judge([]Check{elsewhere, reached, nowhere, nowhere}); !errors.As(err, &unreachable) || !reflect.DeepEqual(unreachable.Components, []string{"xsnap-native bbbbbbbb"}) {
+		t.Errorf("no source of xsnap-native reached: %v", err)
+	}
+	var other *DifferentError
+	if err := Judge([]Check{nowhere, different}); !errors.As(err, &other) || len(other.Checks) != 1 {
+		t.Errorf("a different source: %v", err)
 	}
 }
 

@@ -53,6 +53,7 @@ func (f *Fetcher) Verify(ctx context.Context, names ...string) ([]Check, error) 
 	if err != nil {
 		return nil, err
 	}
+	defer fresh.Close()
 	anew := &Fetcher{Store: fresh, Mirror: f.Mirror}
 	for _, name := range names {
 		p, err := Load(name)
@@ -155,11 +156,32 @@ func (e *DifferentError) Error() string {
 	return b.String()
 }
 
-// Judge returns a *DifferentError if a source gave something else than what is recorded.
+// UnreachableError says that components could not be checked, since none of their sources could be reached.
+type UnreachableError struct{ Components []string }
+
+func (e *UnreachableError) Error() string {
+	return "no source of these could be reached, so nothing was compared: " + strings.Join(e.Components, ", ")
+}
+
+// Judge returns a *DifferentError if a source gave something else than what is recorded, and otherwise an *UnreachableError if
+// there is a component of which no source could be reached.
 func Judge(checks []Check) error {
 	different := slices.DeleteFunc(slices.Clone(checks), func(c Check) bool { return c.Status != Different })
-	if len(different) == 0 {
-		return nil
+	if len(different) > 0 {
+		return &DifferentError{different}
 	}
-	return &DifferentError{different}
+	reached := make(map[string]bool)
+	var components []string
+	for _, c := range checks {
+		component := fmt.Sprintf("%s %.8s", c.Component, c.Commit)
+		if _, ok := reached[component]; !ok {
+			components = append(components, component)
+		}
+		reached[component] = reached[component] || c.Status != Unreachable
+	}
+	components = slices.DeleteFunc(components, func(c string) bool { return reached[c] })
+	if len(components) > 0 {
+		return &UnreachableError{components}
+	}
+	return nil
 }

@@ -43,6 +43,7 @@ func Status(err error) int {
 		golden      *GoldenError
 		unavailable *UnavailableError
 		sources     *pins.UnavailableError
+		unreachable *pins.UnreachableError
 		packages    *npm.UnavailableError
 		compilers   *toolchain.UnavailableError
 		program     *client.MissingError
@@ -57,7 +58,7 @@ func Status(err error) int {
 		return StatusUsage
 	case errors.As(err, &different), errors.As(err, &golden):
 		return StatusDifferent
-	case errors.As(err, &unavailable), errors.As(err, &sources), errors.As(err, &packages), errors.As(err, &compilers), errors.As(err, &program):
+	case errors.As(err, &unavailable), errors.As(err, &sources), errors.As(err, &unreachable), errors.As(err, &packages), errors.As(err, &compilers), errors.As(err, &program):
 		return StatusUnavailable
 	}
 	return StatusFailed
