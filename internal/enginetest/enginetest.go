@@ -45,23 +45,59 @@ func Recipe(t testing.TB, id string) *recipes.Recipe {
 	return r
 }
 
+// Buildable returns the recipes of the engines that build here: of the versions in NPM, and, where a mirror of the sources' repositories is
+// given (ENGINERY_SOURCE_MIRROR), of all versions and historic engines.
+func Buildable(t testing.TB) []*recipes.Recipe {
+	t.Helper()
+	var rs []*recipes.Recipe
+	if os.Getenv(pins.MirrorEnv) == "" {
+		for _, id := range NPM {
+			rs = append(rs, Recipe(t, id))
+		}
+		return rs
+	}
+	historic, err := recipes.HistoricEngines()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range historic {
+		if h.Cause != "" {
+			continue
+		}
+		r, err := recipes.LoadHistoric(h.Pin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rs = append(rs, r)
+	}
+	for _, id := range recipes.IDs() {
+		rs = append(rs, Recipe(t, id))
+	}
+	return rs
+}
+
 // Worker returns the path of a version's worker for a platform and goal, built if it is not yet. It is a copy of the test's own.
 func Worker(t testing.TB, id, platform, goal string) string {
 	t.Helper()
+	return WorkerOf(t, Recipe(t, id), platform, goal)
+}
+
+// WorkerOf is Worker for a recipe. It changes the recipe's targets and goals to those asked for.
+func WorkerOf(t testing.TB, r *recipes.Recipe, platform, goal string) string {
+	t.Helper()
 	s := Store(t)
-	r := Recipe(t, id)
 	target, ok := r.Target(platform)
 	if !ok {
-		t.Fatalf("%s is not built for %s", id, platform)
+		t.Fatalf("%s is not built for %s", r.ID, platform)
 	}
 	r.Targets, r.Goals = []recipes.Target{target}, []string{goal}
 	outputs, err := build.Engines(t.Context(), s, Executor(t, s), Fetch(s), r)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, ok := outputs[id].Worker(platform, goal)
+	w, ok := outputs[r.ID].Worker(platform, goal)
 	if !ok {
-		t.Fatalf("%s has no %s worker for %s", id, goal, platform)
+		t.Fatalf("%s has no %s worker for %s", r.ID, goal, platform)
 	}
 	path := filepath.Join(t.TempDir(), "xsnap-worker")
 	if err := s.ExportFile(w.Binary, path, 0o755); err != nil {
