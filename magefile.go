@@ -267,9 +267,14 @@ func oneOrAll(id *string) []string {
 	return []string{*id}
 }
 
-// sh runs a command on this terminal.
+// sh runs a command on this terminal, with the options in its environment.
 func sh(ctx context.Context, name string, args ...string) error {
+	env, err := opts.Environ()
+	if err != nil {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)

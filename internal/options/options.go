@@ -105,6 +105,34 @@ func Parse(args []string, optional []string, known func(word string) bool) (Opti
 	return o, rest, nil
 }
 
+// Environ returns the options in environment variables, for a program that may run in another folder: paths are absolute.
+func (o Options) Environ() ([]string, error) {
+	paths := map[string]string{"ENGINERY_LAYOUT": o.Layout, "ENGINERY_SOURCE_MIRROR": o.SourceMirror, "ENGINERY_STORE": o.Store}
+	var env []string
+	if o.ToolchainFrom != "" {
+		if fi, err := os.Stat(o.ToolchainFrom); err == nil && fi.IsDir() {
+			paths["ENGINERY_TOOLCHAIN_FROM"] = o.ToolchainFrom
+		} else {
+			env = append(env, "ENGINERY_TOOLCHAIN_FROM="+o.ToolchainFrom)
+		}
+	}
+	for name, path := range paths {
+		if path == "" {
+			continue
+		}
+		path, err := filepath.Abs(path)
+		if err != nil {
+			return nil, err
+		}
+		env = append(env, name+"="+path)
+	}
+	if o.Jobs > 0 {
+		env = append(env, fmt.Sprintf("ENGINERY_JOBS=%d", o.Jobs))
+	}
+	slices.Sort(env)
+	return env, nil
+}
+
 func jobs(what, value string) (int, error) {
 	n, err := strconv.Atoi(value)
 	if err != nil || n < 1 {

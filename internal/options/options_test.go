@@ -1,6 +1,7 @@
 package options
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -38,6 +39,30 @@ func TestParse(t *testing.T) {
 		}
 		if got != test.want || !slices.Equal(rest, strings.Fields(test.rest)) {
 			t.Errorf("%s: got %+v %q", test.args, got, rest)
+		}
+	}
+}
+
+func TestEnviron(t *testing.T) {
+	t.Chdir(t.TempDir())
+	wd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir("images", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		options Options
+		want    []string
+	}{
+		{Options{Layout: "out/oci", Store: "/store"}, []string{"ENGINERY_LAYOUT=" + wd + "/out/oci", "ENGINERY_STORE=/store"}},
+		{Options{Jobs: 3, ToolchainFrom: "images", SourceMirror: "mirror"},
+			[]string{"ENGINERY_JOBS=3", "ENGINERY_SOURCE_MIRROR=" + wd + "/mirror", "ENGINERY_TOOLCHAIN_FROM=" + wd + "/images"}},
+		{Options{ToolchainFrom: "registry.example/toolchains"}, []string{"ENGINERY_TOOLCHAIN_FROM=registry.example/toolchains"}},
+	} {
+		if got, err := test.options.Environ(); err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%+v: %q, %v, want %q", test.options, got, err, test.want)
 		}
 	}
 }
