@@ -41,6 +41,7 @@ var (
 // programs are workers that no host should have, and other programs of these tests.
 var programs = map[string]func(){
 	"children": children,
+	"drive":    drive,
 
 	"garbage":          says("How do you do? Je vous en prie!"),
 	"binary":           says("\x00\xff\xfe\x7f"),

@@ -162,7 +162,7 @@ func (w *Worker) CommandString(message string) (answer string, meter Meter, err 
 }
 
 // Execute runs a script file, which the worker reads, and then promise jobs until there are none. The reply has a meter only. An exception is
-// a *GuestError.
+// a *GuestError. After an exception of whatever came before, an empty script is evaluated first, since the worker would take the file's for failed.
 func (w *Worker) Execute(file string) (Reply, error) {
 	return w.runFile("executing a script", 's', file)
 }

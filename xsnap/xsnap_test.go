@@ -316,6 +316,9 @@ func TestOptions(t *testing.T) {
 		{Options{Protocol: Level4, Name: "-r"}, "must not begin with -"},
 		{Options{}, "protocol level 0"},
 		{Options{Protocol: 5}, "protocol level 5"},
+		{Options{Protocol: Level4, Name: "v1\x00"}, "zero byte"},
+		{Options{Protocol: Level4, MaxMessage: -1}, "a limit of -1 bytes"},
+		{Options{Protocol: Level4, SnapshotSHA256: fresh}, "no heap snapshot"},
 		{Options{Protocol: Level4, MeteringLimit: -1}, "metering limit -1"},
 		{Options{Protocol: Level4, MeteringLimit: 1 << 31}, "metering limit 2147483648"}, // the worker's atoi
 		{Options{Protocol: Level4, ParserBuffer: 1 << 21}, "parser buffer"},              // its 1024 * atoi
@@ -350,6 +353,37 @@ func TestOutput(t *testing.T) {
 	if stdout.String() != "hello\n" || !strings.Contains(stderr.String(), "Unexpected prefix") {
 		t.Errorf("stdout %q, stderr %q", stdout.String(), stderr.String())
 	}
+}
+
+// TestEnvironment is about what Options.Env adds.
+func TestEnvironment(t *testing.T) {
+	t.Setenv("NOT_OURS", "1")
+	o := native.options(t)
+	o.Env = []string{"TZ=EST5", "OURS=2"}
+	w := begin(t, o)
+	if got := evaluate(t, w, answer("new Date(0).getHours()")); got != "19" {
+		t.Errorf("the epoch begins at hour %s", got)
+	}
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", w.cmd.Process.Pid))
+	if err != nil || string(env) != "TZ=EST5\x00OURS=2\x00" {
+		t.Errorf("the environment is %q, %v", env, err)
+	}
+}
+
+// TestHandlerContext is about the context of a handler, which ends with the worker.
+func TestHandlerContext(t *testing.T) {
+	o := native.options(t)
+	var w *Worker
+	o.Handle = func(ctx context.Context, _ []byte) ([]byte, error) {
+		w.cmd.Process.Kill()
+		<-ctx.Done()
+		return nil, nil
+	}
+	w = begin(t, o)
+	soon(t, "a handler", func() {
+		_, err := w.Evaluate("issueCommand(new ArrayBuffer(1))")
+		wantExit(t, err, 0, syscall.SIGKILL)
+	})
 }
 
 // TestHandler is about commands of the guest.
@@ -566,9 +600,22 @@ func TestSnapshotWriter(t *testing.T) {
 		}
 	})
 
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	w = begin(t, native.options(t))
+	if _, err := w.Snapshot(full); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if sha(snapshot(t, w)) != fresh {
+		t.Error("the snapshot after it is wrong")
+	}
+
 	// The worker dies in the middle of a snapshot.
 	w = begin(t, native.options(t))
-	_, err := w.Snapshot(writerFunc(func(p []byte) (int, error) { w.cmd.Process.Kill(); <-w.exited; return len(p), nil }))
+	_, err = w.Snapshot(writerFunc(func(p []byte) (int, error) { w.cmd.Process.Kill(); <-w.exited; return len(p), nil }))
 	wantExit(t, err, 0, syscall.SIGKILL)
 }
 
