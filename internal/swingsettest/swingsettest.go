@@ -1,0 +1,87 @@
+// Package swingsettest gives tests what the real SwingSet kernel has left behind: testdata/swingset has the vats, the script that runs
+// them, and its outcome.
+package swingsettest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/enginery/enginery/internal/enginetest"
+	"github.com/enginery/enginery/internal/nodetest"
+	"github.com/klauspost/compress/zstd"
+)
+
+// Version is the version whose worker and bundles the kernel ran.
+const Version = "agoric-upgrade-22"
+
+// Store returns the path of the kernel's store, a copy of the test's own. It has all spans of six vats, and the hashes of their heap
+// snapshots, but not the snapshots.
+func Store(t testing.TB) string { return unpack(t, "swingstore.sqlite") }
+
+// Slog returns the path of the kernel's slog, without times.
+func Slog(t testing.TB) string { return unpack(t, "slog.jsonl") }
+
+func unpack(t testing.TB, name string) string {
+	t.Helper()
+	compressed, err := os.ReadFile(filepath.Join(source(t), name+".zst"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	b, err := d.DecodeAll(compressed, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// Run runs the kernel and returns a folder with all that it leaves: store/swingstore.sqlite, with heap snapshots unless args have
+// "--compact"; slog.jsonl; and the archives snapshots/ and spans/.
+func Run(t testing.TB, args ...string) string {
+	t.Helper()
+	worker := enginetest.Worker(t, Version, "linux/amd64", "release")
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS(source(t))); err != nil {
+		t.Fatal(err)
+	}
+	modules := filepath.Join(nodetest.Install(t, dir, "better-sqlite3"), "node_modules")
+	if err := os.Symlink(modules, filepath.Join(dir, "node_modules")); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(dir, "out")
+	cmd := exec.CommandContext(t.Context(), "node", append([]string{"make-store.js", out, "--worker=" + worker}, args...)...)
+	cmd.Dir = dir
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("running the kernel: %v\n%s", err, text)
+	}
+	return out
+}
+
+// source returns the folder testdata/swingset.
+func source(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return filepath.Join(dir, "testdata", "swingset")
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			t.Fatal("the test does not run in the module's tree")
+		}
+		dir = parent
+	}
+}

@@ -1,0 +1,3 @@
+import { makeLedger } from './ledger.js';
+
+export const buildRootObject = makeLedger(1);
