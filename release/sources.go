@@ -29,7 +29,7 @@ func (w *Workshop) ExportSources(ctx context.Context, id, dir string) (err error
 		return err
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s exists already: name a new folder", dir)
+		return fmt.Errorf("%s exists already, and is not overwritten: remove or rename it, and export again", dir)
 	}
 	if err := w.Sources().Fetch(ctx, r.Pin); err != nil {
 		return err
