@@ -3,6 +3,7 @@ package reproduce
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -56,6 +57,30 @@ func TestBuildsAreIdentical(t *testing.T) {
 			t.Errorf("%s is %q in the first environment and %q in the second", f.Name, f.First, f.Second)
 		}
 	}
+	checkConclusion(t, report) // half of the version was built
+}
+
+// checkConclusion makes sure that a report whose only version, agoric-upgrade-16, is not as recorded is a failure that says so.
+func checkConclusion(t *testing.T, report *Report) {
+	t.Helper()
+	dir := t.TempDir()
+	var out bytes.Buffer
+	err := report.conclude(&out, false, dir)
+	if release.Status(err) != release.StatusDifferent {
+		t.Errorf("two equal builds that are not as recorded gave %v (status %d), expected status %d", err, release.Status(err), release.StatusDifferent)
+	} else {
+		for _, want := range []string{"two builds of agoric-upgrade-16 are the same, but", "not what manifests/agoric-upgrade-16.json records", "built nothing"} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error lacks %q:\n%v", want, err)
+			}
+		}
+	}
+	if want := "(the record: different)"; !strings.Contains(out.String(), want) {
+		t.Errorf("the summary lacks %q:\n%s", want, &out)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "reproducible.html")); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestPlantedTime plants the time of the compilation into copies of a pin, in two ways.
@@ -95,6 +120,10 @@ func TestPlantedTime(t *testing.T) {
 	row := report.Rows[0]
 	if row.Version != "harmless" || !row.Identical {
 		t.Errorf("a __TIME__ under SOURCE_DATE_EPOCH gave %+v", row)
+	}
+	alone := &Report{Rows: []Row{row}, unlike: report.unlike}
+	if err := alone.conclude(io.Discard, false, t.TempDir()); err != nil || row.Recorded != "none" {
+		t.Errorf("two equal builds without a record (%s) gave %v, expected none and no error", row.Recorded, err)
 	}
 	_, worker, err := read(w.Layout, row.Digests[0].First)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/enginery/enginery/artifact"
+	"github.com/enginery/enginery/release"
 )
 
 // Report says, version by version and platform by platform, whether two builds gave the same digests.
@@ -17,6 +18,8 @@ type Report struct {
 	First  Environment `json:"first"`
 	Second Environment `json:"second"`
 	Rows   []Row       `json:"rows"`
+
+	unlike []*release.DifferentError // the versions that are not as recorded
 }
 
 // Row is one version on one platform.

@@ -56,6 +56,10 @@ func Check(ctx context.Context, w *release.Workshop, rs ...*recipes.Recipe) (*Re
 			return nil, fmt.Errorf("comparing two builds of %s: %w", v.Recipe.ID, err)
 		}
 		report.Rows = append(report.Rows, rows...)
+		var unlike *release.DifferentError
+		if errors.As(v.Check(), &unlike) {
+			report.unlike = append(report.unlike, unlike)
+		}
 	}
 	return report, nil
 }
@@ -251,8 +255,8 @@ func (e *DifferentError) Error() string {
 // ExitStatus is that of something that was made and is not what it must be.
 func (e *DifferentError) ExitStatus() int { return release.StatusDifferent }
 
-// CheckAndReport checks versions, writes reproducible.json and reproducible.html to dir, and a summary, or the JSON, to out. The error is a
-// *DifferentError if two builds differ.
+// CheckAndReport checks versions, writes reproducible.json and reproducible.html to dir, and a summary, or the JSON, to out. The error has a
+// *DifferentError if two builds differ, and a *release.DifferentError for each version whose first build is not as recorded.
 func CheckAndReport(ctx context.Context, w *release.Workshop, out io.Writer, asJSON bool, dir string, ids ...string) error {
 	rs, missing := w.Available(ctx, ids...)
 	if len(rs) == 0 {
@@ -262,25 +266,42 @@ func CheckAndReport(ctx context.Context, w *release.Workshop, out io.Writer, asJ
 	if err != nil {
 		return err
 	}
-	page, err := report.write(dir)
+	return errors.Join(missing, report.conclude(out, asJSON, dir))
+}
+
+// conclude writes the report, and returns what is wrong with the versions.
+func (r *Report) conclude(out io.Writer, asJSON bool, dir string) error {
+	page, err := r.write(dir)
 	if err != nil {
 		return err
 	}
 	if asJSON {
-		if err := report.WriteJSON(out); err != nil {
+		if err := r.WriteJSON(out); err != nil {
 			return err
 		}
-	}
-	if !report.Identical() {
-		return errors.Join(missing, &DifferentError{report, page})
-	}
-	if !asJSON {
-		for _, row := range report.Rows {
-			fmt.Fprintf(out, "%s %s: identical, all %d digests (the record: %s)\n", row.Version, row.Platform, len(row.Digests), row.Recorded)
+	} else {
+		for _, row := range r.Rows {
+			outcome := "the two builds DIFFER"
+			if row.Identical {
+				outcome = fmt.Sprintf("identical, all %d digests", len(row.Digests))
+			}
+			fmt.Fprintf(out, "%s %s: %s (the record: %s)\n", row.Version, row.Platform, outcome, row.Recorded)
 		}
 		fmt.Fprintln(out, "wrote", page)
 	}
-	return missing
+	var failures []error
+	if !r.Identical() {
+		failures = append(failures, &DifferentError{r, page})
+	}
+	for _, unlike := range r.unlike {
+		same := !slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Version == unlike.ID && !row.Identical })
+		if same {
+			failures = append(failures, fmt.Errorf("two builds of %s are the same, but %w", unlike.ID, unlike))
+		} else {
+			failures = append(failures, unlike)
+		}
+	}
+	return errors.Join(failures...)
 }
 
 func (r *Report) write(dir string) (page string, err error) {
