@@ -47,7 +47,7 @@ func (Build) Version(ctx context.Context, id string) error {
 	})
 }
 
-// All builds every version, several at once. Versions whose sources cannot be had are named at the end, after building the others.
+// All builds every version, several at once. Those that cannot be built are named at the end, after building the others.
 func (Build) All(ctx context.Context) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.BuildAndCheck(ctx, os.Stdout, opts.JSON, recipes.IDs()...)

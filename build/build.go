@@ -5,7 +5,9 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -46,13 +48,39 @@ func (o *Outputs) Worker(platform, goal string) (Worker, bool) {
 	return Worker{}, false
 }
 
+// FailedError lists versions that could not be built; the others that were asked for were.
+type FailedError struct {
+	Versions map[string]error // by version ID
+}
+
+func (e *FailedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d of the versions asked for could not be built here:", len(e.Versions))
+	for _, id := range slices.Sorted(maps.Keys(e.Versions)) {
+		fmt.Fprintf(&b, "\n%s: %v", id, e.Versions[id])
+	}
+	return b.String()
+}
+
+// Unwrap returns the versions' errors, sorted by version ID.
+func (e *FailedError) Unwrap() []error {
+	var all []error
+	for _, id := range slices.Sorted(maps.Keys(e.Versions)) {
+		all = append(all, e.Versions[id])
+	}
+	return all
+}
+
 // Engines compiles the engines of several recipes, at once as far as the executor allows. Actions that recipes share
 // run once; those with a result in the store do not run. fetch brings the sources of a recipe into the store; it is called only
 // for recipes with something to run.
+//
+// What fails because of a recipe's own sources or code does not keep the others from being compiled: they are returned with a
+// *FailedError.
 func Engines(ctx context.Context, store *cas.Store, ex Executor, fetch func(context.Context, *recipes.Recipe) error, rs ...*recipes.Recipe) (map[string]*Outputs, error) {
-	outputs := make(map[string]*Outputs)
 	plans := make(map[string][]*Action)
 	results := make(map[cas.Digest]cas.Digest) // action -> binary
+	failures := make(map[cas.Digest]error)     // by action
 	var missing []*Action
 	pending := make(map[cas.Digest]bool)
 	var needSources []*recipes.Recipe
@@ -84,10 +112,20 @@ func Engines(ctx context.Context, store *cas.Store, ex Executor, fetch func(cont
 		}
 	}
 	for _, r := range needSources {
-		if err := fetch(ctx, r); err != nil {
-			return nil, fmt.Errorf("%s: %w", r.ID, err)
+		err := fetch(ctx, r)
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err == nil {
+			continue
+		}
+		for _, a := range plans[r.ID] {
+			if pending[a.Digest] {
+				failures[a.Digest] = err
+			}
 		}
 	}
+	missing = slices.DeleteFunc(missing, func(a *Action) bool { return failures[a.Digest] != nil })
 	var mu sync.Mutex
 	var task *progress.Task
 	if len(missing) > 0 {
@@ -97,13 +135,17 @@ func Engines(ctx context.Context, store *cas.Store, ex Executor, fetch func(cont
 	for _, a := range missing {
 		g.Go(func() error {
 			binary, err := run(gctx, store, ex, a)
-			if err != nil {
+			if err != nil && !own(err) {
 				return err
 			}
 			task.Add(1)
 			mu.Lock()
-			results[a.Digest] = binary
-			mu.Unlock()
+			defer mu.Unlock()
+			if err != nil {
+				failures[a.Digest] = err
+			} else {
+				results[a.Digest] = binary
+			}
 			return nil
 		})
 	}
@@ -112,14 +154,37 @@ func Engines(ctx context.Context, store *cas.Store, ex Executor, fetch func(cont
 	if err != nil {
 		return nil, err
 	}
+	outputs := make(map[string]*Outputs)
+	failed := make(map[string]error)
 	for _, r := range rs {
 		o := new(Outputs)
 		for _, a := range plans[r.ID] {
+			if err := failures[a.Digest]; err != nil && failed[r.ID] == nil {
+				failed[r.ID] = err
+			}
 			o.Workers = append(o.Workers, Worker{Platform: a.Platform, Goal: a.Goal, Binary: results[a.Digest], Action: a.Digest})
 		}
-		outputs[r.ID] = o
+		if failed[r.ID] == nil {
+			outputs[r.ID] = o
+		}
+	}
+	if len(failed) > 0 {
+		return outputs, &FailedError{failed}
 	}
 	return outputs, nil
+}
+
+// unfitError says that an action made something that is no worker.
+type unfitError struct{ error }
+
+func (e unfitError) Unwrap() error { return e.error }
+
+// own reports whether an action's failure is the action's own: another one, on the same machine, may well succeed.
+func own(err error) bool {
+	var failed *ActionError
+	var unfit unfitError
+	var corrupt *cas.CorruptError
+	return errors.As(err, &failed) || errors.As(err, &unfit) || errors.As(err, &corrupt)
 }
 
 // lookup returns the binary that an action made before, if it is known and still there.
@@ -158,10 +223,10 @@ func run(ctx context.Context, store *cas.Store, ex Executor, a *Action) (cas.Dig
 	}
 	binary, err := output(a, result)
 	if err != nil {
-		return cas.Digest{}, err
+		return cas.Digest{}, unfitError{err}
 	}
 	if err := checkStatic(store.Path(binary), a.Platform); err != nil {
-		return cas.Digest{}, fmt.Errorf("%s: %w", a.Name, err)
+		return cas.Digest{}, unfitError{fmt.Errorf("%s: %w", a.Name, err)}
 	}
 	if err := store.PutResult(ctx, a.Digest, result); err != nil {
 		return cas.Digest{}, err

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/golden"
 	"github.com/enginery/enginery/internal/cas"
 	pins "github.com/enginery/enginery/moddable-pins"
@@ -108,7 +109,7 @@ func (w *Workshop) CheckEngines(ctx context.Context, out io.Writer, asJSON bool,
 		err = writeEngines(out, results)
 	}
 	if len(missing) > 0 {
-		failures = append(failures, &UnavailableError{missing})
+		failures = append(failures, &build.FailedError{Versions: missing})
 	}
 	return errors.Join(append(failures, err)...)
 }

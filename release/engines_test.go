@@ -22,7 +22,7 @@ func TestCheckEngines(t *testing.T) {
 	w.SourceMirror = os.Getenv(pins.MirrorEnv)
 	var out bytes.Buffer
 	err := w.CheckEngines(t.Context(), &out, true, pin)
-	var unavailable *release.UnavailableError
+	var unavailable *pins.UnavailableError
 	if errors.As(err, &unavailable) {
 		t.Skip(err)
 	}

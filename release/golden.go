@@ -98,15 +98,11 @@ func (w *Workshop) eachWorker(ctx context.Context, v *Version, f func(platform, 
 
 // CheckGolden builds versions and runs their golden vectors, and writes the results to out, as text or JSON.
 func (w *Workshop) CheckGolden(ctx context.Context, out io.Writer, asJSON bool, ids ...string) error {
-	rs, missing := w.Available(ctx, ids...)
-	if len(rs) == 0 {
-		return missing
+	versions, failed := w.BuildAvailable(ctx, ids...)
+	if len(versions) == 0 {
+		return failed
 	}
-	versions, err := w.Build(ctx, rs...)
-	if err != nil {
-		return err
-	}
-	failures := []error{missing}
+	failures := []error{failed}
 	var all []GoldenResult
 	for _, v := range versions {
 		results, err := w.Golden(ctx, v)
@@ -128,11 +124,7 @@ func (w *Workshop) CheckGolden(ctx context.Context, out io.Writer, asJSON bool, 
 
 // Record builds a version, runs its golden vectors, and, if all hold, writes its manifest to dir.
 func (w *Workshop) Record(ctx context.Context, out io.Writer, dir, id string) error {
-	rs, err := w.Available(ctx, id)
-	if err != nil {
-		return err
-	}
-	versions, err := w.Build(ctx, rs...)
+	versions, err := w.BuildAvailable(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -156,11 +148,7 @@ func (w *Workshop) RecordBuilt(ctx context.Context, dir string, v *Version) (str
 // ObserveGolden builds a version and writes what its workers show for every golden vector to out, as TOML for the recipe. Platforms must
 // show the same.
 func (w *Workshop) ObserveGolden(ctx context.Context, out io.Writer, id string) error {
-	rs, err := w.Available(ctx, id)
-	if err != nil {
-		return err
-	}
-	versions, err := w.Build(ctx, rs...)
+	versions, err := w.BuildAvailable(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -172,7 +160,7 @@ func (w *Workshop) ObserveGolden(ctx context.Context, out io.Writer, id string) 
 	}
 	seen := make(map[string]string) // goal -> TOML
 	return w.eachWorker(ctx, versions[0], func(platform, goal string, e golden.Engine) error {
-		found, err := golden.Observe(ctx, e, rs[0], vectors)
+		found, err := golden.Observe(ctx, e, versions[0].Recipe, vectors)
 		if err != nil {
 			return err
 		}

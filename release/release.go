@@ -4,7 +4,9 @@ package release
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"sync"
 
@@ -36,38 +38,65 @@ type Version struct {
 	Manifest *manifests.Manifest // the digests of all of it
 }
 
-// Build builds versions, several at once, and writes their artifacts to the layout. What was built before is not built again.
+// Build builds versions, several at once, and writes their artifacts to the layout. What was built before is not built again. A version
+// whose sources, bundles or code fail does not keep the others from being built: they are returned with a *build.FailedError. One
+// recipe alone gives its own error.
 func (w *Workshop) Build(ctx context.Context, rs ...*recipes.Recipe) ([]*Version, error) {
-	outputs, err := w.compile(ctx, rs)
+	versions, failed, err := w.build(ctx, rs)
 	if err != nil {
 		return nil, err
 	}
-	versions := make([]*Version, len(rs))
-	for i, r := range rs {
+	return versions, failure(failed, len(rs))
+}
+
+// failure returns the error for what failed of the versions asked for, which is nil if nothing did.
+func failure(failed map[string]error, asked int) error {
+	if asked == 1 {
+		for id, err := range failed {
+			return fmt.Errorf("%s: %w", id, err)
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	return &build.FailedError{Versions: failed}
+}
+
+func (w *Workshop) build(ctx context.Context, rs []*recipes.Recipe) ([]*Version, map[string]error, error) {
+	outputs, failed, err := w.compile(ctx, rs)
+	if err != nil {
+		return nil, nil, err
+	}
+	var versions []*Version
+	for _, r := range rs {
+		if failed[r.ID] != nil {
+			continue
+		}
 		a, err := artifact.Pack(ctx, w.Store, r, outputs[r.ID])
 		if err != nil {
-			return nil, fmt.Errorf("packing %s: %w", r.ID, err)
+			return nil, nil, fmt.Errorf("packing %s: %w", r.ID, err)
 		}
 		if err := a.WriteLayout(ctx, w.Layout); err != nil {
-			return nil, fmt.Errorf("writing %s to the layout %s: %w", r.ID, w.Layout, err)
+			return nil, nil, fmt.Errorf("writing %s to the layout %s: %w", r.ID, w.Layout, err)
 		}
 		m, err := manifests.Of(a)
 		if err != nil {
-			return nil, fmt.Errorf("describing %s: %w", r.ID, err)
+			return nil, nil, fmt.Errorf("describing %s: %w", r.ID, err)
 		}
-		versions[i] = &Version{Recipe: r, Outputs: outputs[r.ID], Artifact: a, Manifest: m}
+		versions = append(versions, &Version{Recipe: r, Outputs: outputs[r.ID], Artifact: a, Manifest: m})
 	}
-	return versions, nil
+	return versions, failed, nil
 }
 
-func (w *Workshop) compile(ctx context.Context, rs []*recipes.Recipe) (map[string]*build.Outputs, error) {
+// compile returns the workers of versions whose bundles are in the store then, and what failed of the others.
+func (w *Workshop) compile(ctx context.Context, rs []*recipes.Recipe) (outputs map[string]*build.Outputs, failed map[string]error, err error) {
 	n := w.Jobs
 	if n == 0 {
 		n = runtime.NumCPU()
 	}
 	jobs, err := build.NewJobs(n)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer jobs.Close()
 	executor := &build.Local{Store: w.Store, Jobs: jobs, Toolchain: w.toolchains()}
@@ -75,23 +104,36 @@ func (w *Workshop) compile(ctx context.Context, rs []*recipes.Recipe) (map[strin
 	fetch := func(ctx context.Context, r *recipes.Recipe) error { return sources.Fetch(ctx, r.Pin) }
 
 	g, gctx := errgroup.WithContext(ctx)
-	var outputs map[string]*build.Outputs
+	var compiling *build.FailedError
 	g.Go(func() (err error) {
 		outputs, err = build.Engines(gctx, w.Store, executor, fetch, rs...)
+		if errors.As(err, &compiling) {
+			return nil
+		}
 		return err
 	})
+	failed = make(map[string]error)
 	g.Go(func() error {
 		for _, r := range rs {
 			if r.Bundles == nil {
 				continue
 			}
 			if err := bundles.Fetch(gctx, w.Store, r.Bundles); err != nil {
-				return fmt.Errorf("%s: %w", r.ID, err)
+				failed[r.ID] = err
+			}
+			if gctx.Err() != nil {
+				return gctx.Err()
 			}
 		}
 		return nil
 	})
-	return outputs, g.Wait()
+	if err := g.Wait(); err != nil {
+		return nil, nil, err
+	}
+	if compiling != nil {
+		maps.Copy(failed, compiling.Versions)
+	}
+	return outputs, failed, nil
 }
 
 // toolchains returns a function that makes each toolchain's root file system ready once, however many actions ask for it.

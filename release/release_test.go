@@ -215,6 +215,128 @@ func TestOnlyWhatShowsItsGoldenValuesIsRecorded(t *testing.T) {
 	}
 }
 
+// variant returns what compiles fast of a version, under another ID and with other flags.
+func variant(t *testing.T, id string, flags ...string) *recipes.Recipe {
+	t.Helper()
+	r := enginetest.Recipe(t, "agoric-upgrade-16")
+	r.ID = id
+	r.Targets, r.Goals = r.Targets[:1], []string{recipes.Debug}
+	r.CFlags = append(r.CFlags, flags...)
+	return r
+}
+
+func TestOneFailureDoesNotKeepTheOthers(t *testing.T) {
+	w := workshop(t)
+	good := variant(t, "good")
+	if _, err := w.Build(t.Context(), good); err != nil { // its bundles and sources are in the store now
+		t.Fatal(err)
+	}
+	uncompilable := variant(t, "uncompilable", "-fno-such-flag")
+	bundleless := variant(t, "bundleless")
+	pair := *bundleless.Bundles
+	pair.Supervisor.Version = "0.0.1"
+	pair.Supervisor.SHA256 = cas.OfBytes([]byte("a bundle that nobody has published"))
+	pair.Supervisor.Tarball = cas.OfBytes([]byte("a package that nobody has published"))
+	bundleless.Bundles = &pair
+	sourceless := variant(t, "sourceless")
+	pin := *sourceless.Pin
+	pin.XsnapNative.Tree = cas.OfBytes([]byte("a tree that nobody has"))
+	pin.XsnapNative.Sources = nil
+	sourceless.Pin = &pin
+	t.Setenv("PATH", t.TempDir()) // npm cannot give anything
+
+	versions, err := w.Build(t.Context(), uncompilable, bundleless, good, sourceless)
+	if len(versions) != 1 || versions[0].Recipe != good {
+		t.Fatalf("built %v (%v), want the good one", versions, err)
+	}
+	if ids, err := artifact.List(w.Layout); err != nil || len(ids) != 1 || ids[0] != "good" {
+		t.Errorf("the layout has %q, %v, want the good version", ids, err)
+	}
+	var failed *build.FailedError
+	if !errors.As(err, &failed) || len(failed.Versions) != 3 {
+		t.Fatalf("got %v, want a FailedError of three versions", err)
+	}
+	for id, want := range map[string]struct {
+		text   string
+		status int
+	}{
+		"uncompilable": {"-fno-such-flag", release.StatusFailed},
+		"bundleless":   {"@agoric/swingset-xsnap-supervisor@0.0.1", release.StatusUnavailable},
+		"sourceless":   {"xsnap-native", release.StatusUnavailable},
+	} {
+		err := failed.Versions[id]
+		if release.Status(err) != want.status || !strings.Contains(err.Error(), want.text) {
+			t.Errorf("%s: got %v (status %d), want status %d and %s", id, err, release.Status(err), want.status, want.text)
+		}
+		if !strings.Contains(failed.Error(), "\n"+id+": ") {
+			t.Errorf("the error does not name %s:\n%v", id, failed)
+		}
+	}
+	if release.Status(err) != release.StatusFailed {
+		t.Errorf("status %d, want %d: what does not compile outweighs what cannot be had", release.Status(err), release.StatusFailed)
+	}
+}
+
+// without returns a workshop whose store lacks some blobs of the one that all builds share, and shares the others with it.
+func without(t *testing.T, missing ...cas.Digest) *release.Workshop {
+	t.Helper()
+	w := workshop(t)
+	from := w.Store.Dir()
+	scratch, remove, err := w.Store.Scratch("test") // since links do not lead to other file systems
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(remove)
+	gone := make(map[string]bool)
+	for _, d := range missing {
+		gone[w.Store.Path(d)] = true
+	}
+	s, err := cas.Open(filepath.Join(scratch, "store"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	for _, sub := range []string{"blobs", "actions"} {
+		err := filepath.WalkDir(filepath.Join(from, sub), func(path string, e fs.DirEntry, err error) error {
+			if err != nil || gone[path] {
+				return err
+			}
+			to := filepath.Join(s.Dir(), strings.TrimPrefix(path, from))
+			if e.IsDir() {
+				return os.MkdirAll(to, 0o755)
+			}
+			return os.Link(path, to)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.Store = s
+	return w
+}
+
+// A target that builds several versions finishes those that can be built, and names the others.
+func TestBuildAllFinishesTheOthers(t *testing.T) {
+	const missing = "agoric-upgrade-17"
+	if err := workshop(t).BuildAndCheck(t.Context(), io.Discard, false, "agoric-upgrade-16", missing); err != nil {
+		t.Fatal(err)
+	}
+	lockdown := enginetest.Recipe(t, missing).Bundles.Lockdown
+	w := without(t, lockdown.SHA256, lockdown.Tarball)
+	t.Setenv("PATH", t.TempDir()) // npm cannot give anything
+	var out bytes.Buffer
+	err := w.BuildAndCheck(t.Context(), &out, false, missing, "agoric-upgrade-16")
+	if release.Status(err) != release.StatusUnavailable || !strings.Contains(err.Error(), "\n"+missing+": ") || !strings.Contains(err.Error(), lockdown.String()) {
+		t.Errorf("got %v (status %d), want status %d, the version and the package", err, release.Status(err), release.StatusUnavailable)
+	}
+	if want := "same as recorded in manifests/agoric-upgrade-16.json"; !strings.Contains(out.String(), want) || strings.Contains(out.String(), missing) {
+		t.Errorf("the output lacks %q, or has %s:\n%s", want, missing, &out)
+	}
+	if err := w.BuildAndCheck(t.Context(), io.Discard, false, missing); release.Status(err) != release.StatusUnavailable || !strings.HasPrefix(err.Error(), missing+": ") {
+		t.Errorf("alone: got %v (status %d), want status %d and the version", err, release.Status(err), release.StatusUnavailable)
+	}
+}
+
 func TestDamagedLayoutIsNamed(t *testing.T) {
 	w := workshop(t)
 	if err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-16"); err != nil {

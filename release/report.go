@@ -8,77 +8,58 @@ import (
 	"io"
 	"maps"
 	"slices"
-	"strings"
 	"text/tabwriter"
 
 	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/manifests"
-	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
 )
 
 // NPM are the versions whose every input is an npm or Debian package, so that they can be built wherever those can be had.
 var NPM = []string{"agoric-upgrade-16", "agoric-upgrade-17", "agoric-upgrade-18", "agoric-upgrade-22"}
 
-// UnavailableError lists versions that could not be built because their sources could not be had; others were built.
-type UnavailableError struct {
-	Versions map[string]error
-}
-
-func (e *UnavailableError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%d of the versions asked for could not be built here:", len(e.Versions))
-	for _, id := range slices.Sorted(maps.Keys(e.Versions)) {
-		fmt.Fprintf(&b, "\n%s: %v", id, e.Versions[id])
-	}
-	return b.String()
-}
-
-// Available loads recipes and fetches the sources of those that are not built yet. It returns those that can be built, and an
-// *UnavailableError with the others; one recipe alone gives its own error.
-func (w *Workshop) Available(ctx context.Context, ids ...string) ([]*recipes.Recipe, error) {
-	var rs []*recipes.Recipe
-	missing := make(map[string]error)
-	for _, id := range ids {
-		r, err := recipes.Load(id)
-		if err != nil {
+// BuildAvailable loads recipes and builds them, as Build does. Fetching the sources comes first: they may be out of reach.
+func (w *Workshop) BuildAvailable(ctx context.Context, ids ...string) ([]*Version, error) {
+	rs := make([]*recipes.Recipe, len(ids))
+	for i, id := range ids {
+		var err error
+		if rs[i], err = recipes.Load(id); err != nil {
 			return nil, err
 		}
+	}
+	failed := make(map[string]error)
+	for _, r := range rs {
 		built, err := build.Known(w.Store, r)
+		if err == nil && !built {
+			err = w.Sources().Fetch(ctx, r.Pin)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
 		if err != nil {
-			return nil, err
+			failed[r.ID] = err
 		}
-		if !built {
-			err := w.Sources().Fetch(ctx, r.Pin)
-			var unavailable *pins.UnavailableError
-			if errors.As(err, &unavailable) && len(ids) > 1 {
-				missing[id] = err
-				continue
-			}
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", id, err)
-			}
-		}
-		rs = append(rs, r)
 	}
-	if len(missing) > 0 {
-		return rs, &UnavailableError{missing}
+	rs = slices.DeleteFunc(rs, func(r *recipes.Recipe) bool { return failed[r.ID] != nil })
+	if len(rs) == 0 {
+		return nil, failure(failed, len(ids))
 	}
-	return rs, nil
+	versions, more, err := w.build(ctx, rs)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(failed, more)
+	return versions, failure(failed, len(ids))
 }
 
-// BuildAndCheck builds versions, compares each with its record, and writes the digests to out, as text or JSON. Versions whose sources
-// cannot be had do not keep the others from being built; they are in the error.
+// BuildAndCheck builds versions, compares each with its record, and writes the digests to out, as text or JSON. Versions that cannot be
+// built do not keep the others from it; they are in the error.
 func (w *Workshop) BuildAndCheck(ctx context.Context, out io.Writer, asJSON bool, ids ...string) error {
-	rs, missing := w.Available(ctx, ids...)
-	if len(rs) == 0 {
-		return missing
+	versions, failed := w.BuildAvailable(ctx, ids...)
+	if len(versions) == 0 {
+		return failed
 	}
-	versions, err := w.Build(ctx, rs...)
-	if err != nil {
-		return err
-	}
-	failures := []error{missing}
+	failures := []error{failed}
 	var all []*manifests.Manifest
 	for _, v := range versions {
 		all = append(all, v.Manifest)

@@ -2,7 +2,9 @@ package release
 
 import (
 	"errors"
+	"slices"
 
+	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/internal/client"
 	"github.com/enginery/enginery/internal/npm"
 	pins "github.com/enginery/enginery/moddable-pins"
@@ -35,13 +37,24 @@ func WithStatus(err error) error {
 	return &statusError{err, Status(err)}
 }
 
-// Status returns the exit status that an error stands for: that of its ExitStatus method, if it has one.
+// severity orders exit statuses by how much they say: of several failures, the first of these is the status.
+var severity = []int{StatusUsage, StatusDifferent, StatusFailed, StatusUnavailable, 0}
+
+// Status returns the exit status that an error stands for: that of its ExitStatus method, if it has one. Of errors that are joined it is
+// the most severe: that something cannot be had may hide nothing else.
 func Status(err error) int {
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		worst := len(severity) - 1
+		for _, err := range several.Unwrap() {
+			worst = min(worst, max(0, slices.Index(severity, Status(err))))
+		}
+		return severity[worst]
+	}
 	var (
 		unknown     *recipes.UnknownError
 		different   *DifferentError
 		golden      *GoldenError
-		unavailable *UnavailableError
+		failed      *build.FailedError
 		sources     *pins.UnavailableError
 		unreachable *pins.UnreachableError
 		packages    *npm.UnavailableError
@@ -58,7 +71,9 @@ func Status(err error) int {
 		return StatusUsage
 	case errors.As(err, &different), errors.As(err, &golden):
 		return StatusDifferent
-	case errors.As(err, &unavailable), errors.As(err, &sources), errors.As(err, &unreachable), errors.As(err, &packages), errors.As(err, &compilers), errors.As(err, &program):
+	case errors.As(err, &failed):
+		return Status(failed)
+	case errors.As(err, &sources), errors.As(err, &unreachable), errors.As(err, &packages), errors.As(err, &compilers), errors.As(err, &program):
 		return StatusUnavailable
 	}
 	return StatusFailed

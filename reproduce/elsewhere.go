@@ -89,6 +89,7 @@ type result struct {
 	Error       string // why there is no more
 	Environment Environment
 	Versions    []built
+	Failed      map[string]string // version ID -> why it could not be built, unlike the others
 }
 
 // built is a version that the second process has built.
@@ -151,10 +152,15 @@ func buildOrder(o *order) (*result, error) {
 	defer reporter.Close()
 	w := &release.Workshop{Store: store, Layout: o.Layout, ToolchainFrom: o.ToolchainFrom, Jobs: o.Jobs}
 	versions, err := w.Build(ctx, o.Recipes...)
-	if err != nil {
+	r := &result{Environment: observe(o.Store, o.Jobs), Failed: make(map[string]string)}
+	var failed *build.FailedError
+	if errors.As(err, &failed) {
+		for id, err := range failed.Versions {
+			r.Failed[id] = err.Error()
+		}
+	} else if err != nil {
 		return nil, err
 	}
-	r := &result{Environment: observe(o.Store, o.Jobs)}
 	for _, v := range versions {
 		r.Versions = append(r.Versions, built{v.Outputs, v.Manifest})
 	}

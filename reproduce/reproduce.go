@@ -17,6 +17,7 @@ import (
 	"strings"
 
 	"github.com/enginery/enginery/artifact"
+	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/recipes"
@@ -29,11 +30,21 @@ import (
 const Schema = 1
 
 // Check builds recipes in w, if they are not built yet, and a second time elsewhere from nothing but sources, bundles and toolchain
-// packages, and compares all digests.
+// packages, and compares all digests. Where w cannot build some of them, the report is of the others, and comes with a *build.FailedError.
 func Check(ctx context.Context, w *release.Workshop, rs ...*recipes.Recipe) (*Report, error) {
-	first, err := w.Build(ctx, rs...)
-	if err != nil {
-		return nil, fmt.Errorf("first build: %w", err)
+	first, failed := w.Build(ctx, rs...)
+	if len(first) == 0 && failed != nil {
+		return nil, fmt.Errorf("first build: %w", failed)
+	}
+	report, err := again(ctx, w, first)
+	return report, errors.Join(failed, err)
+}
+
+// again builds versions again elsewhere. Where that fails for some of them, the report is of the others.
+func again(ctx context.Context, w *release.Workshop, first []*release.Version) (*Report, error) {
+	rs := make([]*recipes.Recipe, len(first))
+	for i, v := range first {
+		rs[i] = v.Recipe
 	}
 	jobs := w.Jobs
 	if jobs == 0 {
@@ -46,10 +57,17 @@ func Check(ctx context.Context, w *release.Workshop, rs ...*recipes.Recipe) (*Re
 	}
 	defer remove()
 	report.Second = second.Environment
-	if len(second.Versions) != len(first) {
-		return nil, fmt.Errorf("the second build made %d versions, expected %d", len(second.Versions), len(first))
-	}
-	for i, v := range first {
+	failed := make(map[string]error)
+	for _, v := range first {
+		id := v.Recipe.ID
+		if why, ok := second.Failed[id]; ok {
+			failed[id] = fmt.Errorf("the second build failed where the first did not: %s", why)
+			continue
+		}
+		i := slices.IndexFunc(second.Versions, func(b built) bool { return b.Manifest != nil && b.Manifest.Version == id })
+		if i < 0 {
+			return nil, fmt.Errorf("the second build did not make %s", id)
+		}
 		c := comparison{v, second.Versions[i], w.Layout, layout}
 		rows, err := c.rows(ctx)
 		if err != nil {
@@ -60,6 +78,9 @@ func Check(ctx context.Context, w *release.Workshop, rs ...*recipes.Recipe) (*Re
 		if errors.As(v.Check(), &unlike) {
 			report.unlike = append(report.unlike, unlike)
 		}
+	}
+	if len(failed) > 0 {
+		return report, &build.FailedError{Versions: failed}
 	}
 	return report, nil
 }
@@ -74,9 +95,6 @@ type comparison struct {
 // rows compares what the two builds made, platform by platform, causes before what follows from them.
 func (c *comparison) rows(ctx context.Context) ([]Row, error) {
 	a, b := c.first.Manifest, c.second.Manifest
-	if b == nil || b.Version != a.Version {
-		return nil, errors.New("the second build made another version")
-	}
 	recorded, err := recordedAs(c.first)
 	if err != nil {
 		return nil, err
@@ -258,15 +276,15 @@ func (e *DifferentError) ExitStatus() int { return release.StatusDifferent }
 // CheckAndReport checks versions, writes reproducible.json and reproducible.html to dir, and a summary, or the JSON, to out. The error has a
 // *DifferentError if two builds differ, and a *release.DifferentError for each version whose first build is not as recorded.
 func CheckAndReport(ctx context.Context, w *release.Workshop, out io.Writer, asJSON bool, dir string, ids ...string) error {
-	rs, missing := w.Available(ctx, ids...)
-	if len(rs) == 0 {
-		return missing
+	first, failed := w.BuildAvailable(ctx, ids...)
+	if len(first) == 0 {
+		return failed
 	}
-	report, err := Check(ctx, w, rs...)
-	if err != nil {
-		return err
+	report, err := again(ctx, w, first)
+	if report == nil {
+		return errors.Join(failed, err)
 	}
-	return errors.Join(missing, report.conclude(out, asJSON, dir))
+	return errors.Join(failed, err, report.conclude(out, asJSON, dir))
 }
 
 // conclude writes the report, and returns what is wrong with the versions.
