@@ -1,13 +1,10 @@
 package artifact
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"io/fs"
 	"os"
@@ -15,130 +12,26 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/enginery/enginery/internal/ocilayout"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // ErrNotFound says that a layout has no version of that name.
 var ErrNotFound = errors.New("no such version")
 
 // CorruptError says that a blob is not what its digest says, or is missing.
-type CorruptError struct {
-	Blob  ocispec.Descriptor // what was expected
-	Path  string             // where
-	Found string             // digest and size, or that there is nothing
-	Err   error              // fs.ErrNotExist if it is missing
-}
-
-func (e *CorruptError) Error() string {
-	name := e.Blob.Digest.String()
-	if t := Title(e.Blob); t != "" {
-		name = t + ", " + name
-	}
-	state, remedy := "damaged", "remove the file, and build or fetch the version again"
-	if errors.Is(e.Err, fs.ErrNotExist) {
-		state, remedy = "missing", "build or fetch the version again"
-	}
-	return fmt.Sprintf("blob %s is %s: %s: expected sha256:%s, %d bytes; found %s; %s",
-		name, state, e.Path, e.Blob.Digest.Encoded(), e.Blob.Size, e.Found, remedy)
-}
-
-func (e *CorruptError) Unwrap() error { return e.Err }
+type CorruptError = ocilayout.CorruptError
 
 // BlobPath returns where a layout keeps a blob. Whoever reads it must check it.
-func BlobPath(dir string, d ocispec.Descriptor) (string, error) {
-	if err := d.Digest.Validate(); err != nil {
-		return "", fmt.Errorf("digest %q: %w", d.Digest, err)
-	}
-	if d.Digest.Algorithm() != digest.SHA256 {
-		return "", fmt.Errorf("digest %q: expected sha256:…", d.Digest)
-	}
-	return filepath.Join(blobsDir(dir), d.Digest.Encoded()), nil
-}
-
-// verifier is a reader of a blob that checks it: its end is a *CorruptError if it is another one.
-type verifier struct {
-	r    io.Reader
-	want ocispec.Descriptor
-	path string
-	h    hash.Hash
-	n    int64
-}
-
-func newVerifier(r io.Reader, want ocispec.Descriptor, path string) *verifier {
-	return &verifier{r: r, want: want, path: path, h: sha256.New()}
-}
-
-func (v *verifier) Read(p []byte) (int, error) {
-	n, err := v.r.Read(p)
-	v.h.Write(p[:n])
-	v.n += int64(n)
-	if v.n > v.want.Size { // it may never end
-		return 0, &CorruptError{Blob: v.want, Path: v.path, Found: "more bytes than that"}
-	}
-	if err == io.EOF {
-		if sum := fmt.Sprintf("%x", v.h.Sum(nil)); sum != v.want.Digest.Encoded() || v.n != v.want.Size {
-			err = &CorruptError{Blob: v.want, Path: v.path, Found: fmt.Sprintf("sha256:%s, %d bytes", sum, v.n)}
-		}
-	}
-	return n, err
-}
-
-// openBlob reads a blob of a layout, checked.
-func openBlob(dir string, d ocispec.Descriptor) (io.ReadCloser, error) {
-	path, err := BlobPath(dir, d)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // who opens a pipe waits for its writer
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, &CorruptError{Blob: d, Path: path, Found: "no file", Err: fs.ErrNotExist}
-	} else if err != nil {
-		return nil, err
-	}
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		f.Close()
-		return nil, errors.Join(err, &CorruptError{Blob: d, Path: path, Found: "something that is not a file"})
-	}
-	return struct {
-		io.Reader
-		io.Closer
-	}{newVerifier(f, d, path), f}, nil
-}
-
-// verify checks a blob of a layout.
-func verify(dir string, d ocispec.Descriptor) error {
-	r, err := openBlob(dir, d)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, r, make([]byte, 128<<10))
-	return err
-}
+func BlobPath(dir string, d ocispec.Descriptor) (string, error) { return ocilayout.BlobPath(dir, d) }
 
 // maxDocument bounds what is read into memory: manifests, configs and statements.
 const maxDocument = 16 << 20
 
-func readDocument(dir string, d ocispec.Descriptor) ([]byte, error) {
-	r, err := openBlob(dir, d)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	var b bytes.Buffer
-	if n, err := io.Copy(&b, io.LimitReader(r, maxDocument+1)); err != nil {
-		return nil, err
-	} else if n > maxDocument {
-		return nil, fmt.Errorf("blob %s has more than %d bytes, too many for a %s", d.Digest, maxDocument, d.MediaType)
-	}
-	return b.Bytes(), nil
-}
-
 func readJSON(dir string, d ocispec.Descriptor, v any) error {
-	b, err := readDocument(dir, d)
+	b, err := ocilayout.Read(dir, d, maxDocument)
 	if err != nil {
 		return err
 	}
@@ -148,25 +41,9 @@ func readJSON(dir string, d ocispec.Descriptor, v any) error {
 	return nil
 }
 
-func readIndex(dir string) (*ocispec.Index, error) {
-	path := filepath.Join(dir, ocispec.ImageIndexFile)
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, fmt.Errorf("%s is not an OCI index: %w", path, err)
-	}
-	if index.SchemaVersion != 2 {
-		return nil, fmt.Errorf("%s is an OCI index of schema %d, expected 2", path, index.SchemaVersion)
-	}
-	return &index, nil
-}
-
 // subjectOf returns what an entry of a layout's index refers to, if it is a referrer.
 func subjectOf(dir string, d ocispec.Descriptor) (digest.Digest, error) {
-	if s := d.Annotations[annotationSubject]; s != "" {
+	if s := d.Annotations[ocilayout.AnnotationSubject]; s != "" {
 		return digest.Digest(s), nil
 	}
 	if d.MediaType != ocispec.MediaTypeImageManifest || d.Annotations[ocispec.AnnotationRefName] != "" {
@@ -197,7 +74,7 @@ type opener struct {
 }
 
 func (o *opener) open() error {
-	top, err := readIndex(o.dir)
+	top, err := ocilayout.ReadIndex(o.dir)
 	if err != nil {
 		return err
 	}
@@ -252,7 +129,7 @@ func (o *opener) open() error {
 
 // document reads a JSON blob.
 func (o *opener) document(d ocispec.Descriptor, v any) ([]byte, error) {
-	data, err := readDocument(o.dir, d)
+	data, err := ocilayout.Read(o.dir, d, maxDocument)
 	if err != nil {
 		return nil, err
 	}
@@ -267,7 +144,7 @@ func (o *opener) file(d ocispec.Descriptor) {
 	if b, ok := o.a.blob(d.Digest); ok && b.Size == d.Size {
 		return
 	}
-	o.a.blobs = append(o.a.blobs, blob{d, nil, func() (io.ReadCloser, error) { return openBlob(o.dir, d) }})
+	o.a.blobs = append(o.a.blobs, blob{d, nil, func() (io.ReadCloser, error) { return ocilayout.Open(o.dir, d) }})
 }
 
 func (o *opener) platform(d ocispec.Descriptor) (*Platform, error) {
@@ -342,7 +219,7 @@ func (o *opener) verify() error {
 	var g errgroup.Group
 	for _, b := range o.a.blobs {
 		if b.data == nil {
-			g.Go(func() error { return verify(o.dir, b.Descriptor) })
+			g.Go(func() error { return ocilayout.Verify(o.dir, b.Descriptor) })
 		}
 	}
 	return g.Wait()
@@ -369,7 +246,7 @@ func (a *Artifact) Export(ctx context.Context, platform, dir string) error {
 		if d.MediaType == WorkerType || d.MediaType == DebugWorkerType {
 			mode = 0o755
 		}
-		err := writeFile(filepath.Join(dir, Title(d)), mode, func(f *os.File) error {
+		err := ocilayout.WriteFile(filepath.Join(dir, Title(d)), mode, func(f *os.File) error {
 			r, err := a.Read(d)
 			if err != nil {
 				return err
@@ -382,5 +259,5 @@ func (a *Artifact) Export(ctx context.Context, platform, dir string) error {
 			return fmt.Errorf("exporting %s for %s: %w", a.ID, platform, err)
 		}
 	}
-	return syncDir(dir)
+	return ocilayout.SyncDir(dir)
 }
