@@ -55,7 +55,7 @@ func observe(store string, jobs int) Environment {
 	e := Environment{
 		Path:       store,
 		FileSystem: fileSystem(store),
-		FileOrder:  fileOrder(store),
+		FileOrder:  fileOrder(filepath.Join(store, "tmp")),
 		User:       os.Geteuid(),
 		Umask:      fmt.Sprintf("%03o", umask),
 		Network:    network(),
@@ -126,9 +126,9 @@ func fileSystem(dir string) string {
 	return fmt.Sprintf("type %#x", sys.Type)
 }
 
-// fileOrder makes a few files in a new directory below store and returns their names as the directory lists them.
-func fileOrder(store string) string {
-	dir, err := os.MkdirTemp(filepath.Join(store, "tmp"), "order-")
+// fileOrder makes a few files in a new directory below parent and returns their names as the directory lists them.
+func fileOrder(parent string) string {
+	dir, err := os.MkdirTemp(parent, "order-")
 	if err != nil {
 		return "unknown"
 	}
