@@ -135,7 +135,7 @@ func child() {
 // TestHostile has real programs at the other end that are no workers: an error, and soon; nothing is left.
 func TestHostile(t *testing.T) {
 	defer func(d time.Duration) { patience = d }(patience)
-	patience = 200 * time.Millisecond
+	long := patience
 	evaluate := func(w *Worker) error { _, err := w.Evaluate("1"); return err }
 	again := func(w *Worker) error { evaluate(w); return evaluate(w) }
 	save := func(w *Worker) error { _, err := w.Snapshot(io.Discard); return err }
@@ -196,6 +196,10 @@ func TestHostile(t *testing.T) {
 		}},
 	} {
 		t.Run(c.program, func(t *testing.T) {
+			patience = long
+			if c.program == "lives on" || c.program == "stays" || c.program == "too small" {
+				patience = 200 * time.Millisecond // it is over then
+			}
 			limit := deadline
 			if c.want(context.DeadlineExceeded) {
 				limit = 400 * time.Millisecond // for those that go on and on
