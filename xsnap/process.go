@@ -118,6 +118,9 @@ func (w *Worker) wait(exited func()) {
 	default:
 		w.exit = err
 	}
+	if w.ctx.Err() != nil {
+		w.closeFiles() // nobody may call Close any more
+	}
 	close(w.exited)
 }
 
