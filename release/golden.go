@@ -102,7 +102,11 @@ func (w *Workshop) CheckGolden(ctx context.Context, out io.Writer, asJSON bool, 
 	if len(versions) == 0 {
 		return failed
 	}
-	failures := []error{failed}
+	return errors.Join(failed, w.reportGolden(ctx, out, asJSON, versions))
+}
+
+func (w *Workshop) reportGolden(ctx context.Context, out io.Writer, asJSON bool, versions []*Version) error {
+	var failures []error
 	var all []GoldenResult
 	for _, v := range versions {
 		results, err := w.Golden(ctx, v)
@@ -158,9 +162,13 @@ func (w *Workshop) ObserveGolden(ctx context.Context, out io.Writer, id string) 
 			return err
 		}
 	}
+	return w.observeGolden(ctx, out, versions[0], vectors)
+}
+
+func (w *Workshop) observeGolden(ctx context.Context, out io.Writer, v *Version, vectors map[string]*recipes.Vector) error {
 	seen := make(map[string]string) // goal -> TOML
-	return w.eachWorker(ctx, versions[0], func(platform, goal string, e golden.Engine) error {
-		found, err := golden.Observe(ctx, e, versions[0].Recipe, vectors)
+	return w.eachWorker(ctx, v, func(platform, goal string, e golden.Engine) error {
+		found, err := golden.Observe(ctx, e, v.Recipe, vectors)
 		if err != nil {
 			return err
 		}
