@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/magefile/mage/mg"
@@ -244,6 +245,12 @@ func init() {
 		fmt.Fprintln(os.Stderr, "Error:", err)
 		os.Exit(2)
 	}
+	if o.JSON && !slices.ContainsFunc(rest, func(word string) bool {
+		return strings.HasPrefix(strings.ToLower(word), "build:") || strings.HasPrefix(strings.ToLower(word), "check:")
+	}) {
+		fmt.Fprintln(os.Stderr, "Error: only the targets of build: and check: have results for machines (--json)")
+		os.Exit(2)
+	}
 	opts, os.Args = o, append(os.Args[:1], rest...)
 }
 
@@ -251,7 +258,7 @@ func init() {
 func with(ctx context.Context, f func(context.Context, *release.Workshop) error) error {
 	store, err := cas.Open(opts.Store)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; choose another folder with --store or ENGINERY_STORE", err)
 	}
 	defer store.Close()
 	ctx, reporter := progress.With(ctx, os.Stderr)

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/enginery/enginery/internal/client"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/xsnap"
 )
@@ -53,7 +54,7 @@ func Emulator(platform string) ([]string, error) {
 	}
 	path, err := exec.LookPath(program)
 	if err != nil {
-		return nil, fmt.Errorf("running a worker for %s on linux/%s: %w; install the Debian package qemu-user-static", platform, runtime.GOARCH, err)
+		return nil, fmt.Errorf("running a worker for %s on linux/%s: %w; install the Debian package qemu-user-static", platform, runtime.GOARCH, &client.MissingError{Program: program})
 	}
 	return []string{path}, nil
 }

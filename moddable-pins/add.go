@@ -40,11 +40,11 @@ var (
 // can be added again to record what it leaves unrecorded; otherwise it is left as it is.
 func (f *Fetcher) Add(ctx context.Context, dir, name, moddable, xsnapNative string) (string, error) {
 	if !namePattern.MatchString(name) {
-		return "", fmt.Errorf("adding pin %q: a name has lower-case letters, digits, dots and dashes", name)
+		return "", &ArgumentError{fmt.Sprintf("adding pin %q: a name has lower-case letters, digits, dots and dashes", name)}
 	}
 	for _, commit := range []string{moddable, xsnapNative} {
 		if !commitPattern.MatchString(commit) {
-			return "", fmt.Errorf("adding pin %s: commit %q: 40 hexadecimal digits are expected", name, commit)
+			return "", &ArgumentError{fmt.Sprintf("adding pin %s: commit %q: 40 hexadecimal digits are expected", name, commit)}
 		}
 	}
 	p := &Pin{Name: name, Moddable: newModdable, XsnapNative: newXsnapNative}
@@ -58,14 +58,17 @@ func (f *Fetcher) Add(ctx context.Context, dir, name, moddable, xsnapNative stri
 	for _, k := range known {
 		if k.Name == name {
 			if k.Moddable.Commit != moddable || k.XsnapNative.Commit != xsnapNative {
-				return "", fmt.Errorf("adding pin %s: %s has other commits already", name, file)
+				return "", &ArgumentError{fmt.Sprintf("adding pin %s: %s has other commits already", name, file)}
 			}
 			if k.Moddable.Recorded && k.XsnapNative.Recorded {
-				return "", fmt.Errorf("adding pin %s: %s is complete already", name, file)
+				return "", &ArgumentError{fmt.Sprintf("adding pin %s: %s is complete already", name, file)}
 			}
 			if note, err = noteOf(file); err != nil {
 				return "", fmt.Errorf("adding pin %s: %w", name, err)
 			}
+		}
+		if k.Name != name && k.Moddable.Commit == moddable && k.XsnapNative.Commit == xsnapNative {
+			return "", &ArgumentError{fmt.Sprintf("adding pin %s: these commits are the pin %s already", name, k.Name)}
 		}
 		adopt(&p.Moddable, k.Moddable)
 		adopt(&p.XsnapNative, k.XsnapNative)

@@ -79,16 +79,21 @@ func names(fsys fs.FS) []string {
 	return found
 }
 
-// Load returns a pin that comes with the program.
+// ArgumentError says that a pin was asked for that there is not, or cannot be.
+type ArgumentError struct{ Reason string }
+
+func (e *ArgumentError) Error() string { return e.Reason }
+
+// Load returns a pin that comes with the program. The error is an *ArgumentError if there is none of that name.
 func Load(name string) (*Pin, error) { return load(files, name) }
 
 func load(fsys fs.FS, name string) (*Pin, error) {
 	if !namePattern.MatchString(name) {
-		return nil, fmt.Errorf("pin %q: a name has lower-case letters, digits, dots and dashes", name)
+		return nil, &ArgumentError{fmt.Sprintf("pin %q: a name has lower-case letters, digits, dots and dashes", name)}
 	}
 	data, err := fs.ReadFile(fsys, name+".toml")
 	if err != nil {
-		return nil, fmt.Errorf("there is no pin %q (moddable-pins/%s.toml); there are %s", name, name, strings.Join(names(fsys), ", "))
+		return nil, &ArgumentError{fmt.Sprintf("there is no pin %q (moddable-pins/%s.toml); there are %s", name, name, strings.Join(names(fsys), ", "))}
 	}
 	return Parse(name+".toml", data)
 }

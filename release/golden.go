@@ -140,11 +140,14 @@ func (w *Workshop) Record(ctx context.Context, out io.Writer, dir, id string) er
 	return nil
 }
 
-// RecordBuilt runs the golden vectors of a version that has been built and, if all hold, writes its manifest to dir. It returns the
+// RecordBuilt runs the golden vectors of a version that has been built and, if all hold, writes it to the layout and its manifest to dir. It returns the
 // file's name.
 func (w *Workshop) RecordBuilt(ctx context.Context, dir string, v *Version) (string, error) {
 	if _, err := w.Golden(ctx, v); err != nil {
 		return "", fmt.Errorf("not recorded: %w", err)
+	}
+	if err := w.write(ctx, v); err != nil {
+		return "", err
 	}
 	return v.Manifest.Write(dir)
 }

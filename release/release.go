@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"runtime"
 	"sync"
 
@@ -19,6 +20,7 @@ import (
 	bundles "github.com/enginery/enginery/supervisor-bundles"
 	"github.com/enginery/enginery/toolchain"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Workshop is a place to build in.
@@ -38,7 +40,8 @@ type Version struct {
 	Manifest *manifests.Manifest // the digests of all of it
 }
 
-// Build builds versions, several at once, and writes their artifacts to the layout. What was built before is not built again. A version
+// Build builds versions, several at once, and writes their artifacts to the layout, but for those that are not as recorded: a tag of the
+// layout never names what was not accepted. What was built before is not built again. A version
 // whose sources, bundles or code fail does not keep the others from being built: they are returned with a *build.FailedError. One
 // recipe alone gives its own error.
 func (w *Workshop) Build(ctx context.Context, rs ...*recipes.Recipe) ([]*Version, error) {
@@ -63,6 +66,9 @@ func failure(failed map[string]error, asked int) error {
 }
 
 func (w *Workshop) build(ctx context.Context, rs []*recipes.Recipe) ([]*Version, map[string]error, error) {
+	if err := w.prepare(); err != nil {
+		return nil, nil, err
+	}
 	outputs, failed, err := w.compile(ctx, rs)
 	if err != nil {
 		return nil, nil, err
@@ -76,16 +82,38 @@ func (w *Workshop) build(ctx context.Context, rs []*recipes.Recipe) ([]*Version,
 		if err != nil {
 			return nil, nil, fmt.Errorf("packing %s: %w", r.ID, err)
 		}
-		if err := a.WriteLayout(ctx, w.Layout); err != nil {
-			return nil, nil, fmt.Errorf("writing %s to the layout %s: %w", r.ID, w.Layout, err)
-		}
 		m, err := manifests.Of(a)
 		if err != nil {
 			return nil, nil, fmt.Errorf("describing %s: %w", r.ID, err)
 		}
-		versions = append(versions, &Version{Recipe: r, Outputs: outputs[r.ID], Artifact: a, Manifest: m})
+		v := &Version{Recipe: r, Outputs: outputs[r.ID], Artifact: a, Manifest: m}
+		if err := v.Check(); err == nil || errors.Is(err, manifests.ErrNotRecorded) {
+			if err := w.write(ctx, v); err != nil {
+				return nil, nil, err
+			}
+		}
+		versions = append(versions, v)
 	}
 	return versions, failed, nil
+}
+
+// prepare makes the layout, before anything is done that would be in vain without it.
+func (w *Workshop) prepare() error {
+	err := os.MkdirAll(w.Layout, 0o755)
+	if err == nil {
+		err = unix.Access(w.Layout, unix.W_OK)
+	}
+	if err != nil {
+		return fmt.Errorf("the layout %s cannot be written: %w; choose another folder with --layout or ENGINERY_LAYOUT", w.Layout, err)
+	}
+	return nil
+}
+
+func (w *Workshop) write(ctx context.Context, v *Version) error {
+	if err := v.Artifact.WriteLayout(ctx, w.Layout); err != nil {
+		return fmt.Errorf("writing %s to the layout %s: %w", v.Recipe.ID, w.Layout, err)
+	}
+	return nil
 }
 
 // compile returns the workers of versions whose bundles are in the store then, and what failed of the others.

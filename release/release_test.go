@@ -21,6 +21,7 @@ import (
 	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/manifests"
+	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/release"
 )
@@ -192,9 +193,15 @@ func TestOnlyWhatShowsItsGoldenValuesIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if ids, err := artifact.List(w.Layout); len(ids) > 0 || !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is not as recorded is in the layout as %v, %v", ids, err)
+	}
 	dir := t.TempDir()
 	if _, err := w.RecordBuilt(t.Context(), dir, versions[0]); err != nil {
 		t.Error(err)
+	}
+	if ids, err := artifact.List(w.Layout); err != nil || len(ids) != 1 {
+		t.Errorf("what was recorded is in the layout as %v, %v", ids, err)
 	}
 	if got, err := manifests.Read(dir, r.ID); err != nil || len(manifests.Diff(got, versions[0].Manifest)) > 0 {
 		t.Errorf("recorded %+v, %v", got, err)
@@ -374,6 +381,8 @@ func flip(t *testing.T, path string) {
 	}
 }
 
+func second[T any](_ T, err error) error { return err }
+
 func TestUnknownNames(t *testing.T) {
 	w := workshop(t)
 	for _, test := range []struct {
@@ -383,6 +392,9 @@ func TestUnknownNames(t *testing.T) {
 		{w.BuildAndCheck(t.Context(), io.Discard, false, "agoric-upgrade-61"), "agoric-upgrade-16"},
 		{w.BuildEngine(t.Context(), io.Discard, false, "6d7f33f8"), "6d7f33f8-65d8e660"},
 		{w.CheckEngines(t.Context(), io.Discard, false, "6d7f33f8"), "6d7f33f8-65d8e660"},
+		{second(pins.Load("6d7f33f8")), "6d7f33f8-65d8e660"},
+		{second(w.Sources().Add(t.Context(), t.TempDir(), "new", "zzz", "yyy")), "40 hexadecimal digits"},
+		{second(w.Sources().Add(t.Context(), "../moddable-pins", "made-up", "f6c5951fc055e4ca592b9166b9ae3cbb9cca6bf0", "eef9b67da5517ed18ff9e0073b842db20924eae3")), "f6c5951f-eef9b67d"},
 	} {
 		if release.Status(test.err) != release.StatusUsage || !strings.Contains(test.err.Error(), test.want) {
 			t.Errorf("got %v (status %d), want status %d and %s", test.err, release.Status(test.err), release.StatusUsage, test.want)

@@ -107,7 +107,7 @@ func writeText(out io.Writer, m *manifests.Manifest, outcome error) error {
 	case errors.Is(outcome, manifests.ErrNotRecorded):
 		fmt.Fprintf(w, "  not recorded yet: go tool mage manifest:update %s\n", m.Version)
 	default:
-		fmt.Fprintf(w, "  NOT as recorded in manifests/%s.json\n", m.Version)
+		fmt.Fprintf(w, "  NOT as recorded in manifests/%s.json, and not written to the layout\n", m.Version)
 	}
 	return w.Flush()
 }

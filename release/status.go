@@ -1,6 +1,7 @@
 package release
 
 import (
+	"context"
 	"errors"
 	"slices"
 
@@ -18,6 +19,7 @@ const (
 	StatusUsage       = 2 // the command line makes no sense
 	StatusDifferent   = 3 // something was made and is not what it must be
 	StatusUnavailable = 4 // a source, package or program cannot be had
+	StatusInterrupted = 130
 )
 
 // statusError is an error with an exit status, as Mage understands it.
@@ -33,6 +35,10 @@ func (e *statusError) Unwrap() error   { return e.error }
 func WithStatus(err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted; what was finished is kept, and the same command goes on from there")
+		return &statusError{err, StatusInterrupted}
 	}
 	return &statusError{err, Status(err)}
 }
@@ -52,6 +58,10 @@ func Status(err error) int {
 	}
 	var (
 		unknown     *recipes.UnknownError
+		pin         *pins.ArgumentError
+		otherPin    *pins.DifferentError
+		tree        *pins.TreeError
+		integrity   *npm.IntegrityError
 		different   *DifferentError
 		golden      *GoldenError
 		failed      *build.FailedError
@@ -67,9 +77,9 @@ func Status(err error) int {
 		return 0
 	case errors.As(err, &own):
 		return own.ExitStatus()
-	case errors.As(err, &unknown):
+	case errors.As(err, &unknown), errors.As(err, &pin):
 		return StatusUsage
-	case errors.As(err, &different), errors.As(err, &golden):
+	case errors.As(err, &different), errors.As(err, &golden), errors.As(err, &otherPin), errors.As(err, &tree), errors.As(err, &integrity):
 		return StatusDifferent
 	case errors.As(err, &failed):
 		return Status(failed)

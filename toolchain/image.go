@@ -206,17 +206,20 @@ func (c *counter) Write(p []byte) (int, error) {
 
 // unpackImage writes the root file system in the toolchain's image, which it takes from an OCI layout or registry, to dir.
 func unpackImage(ctx context.Context, t *Toolchain, from, dir string) error {
-	source, err := openSource(ctx, from)
-	if err != nil {
-		return err
-	}
 	h, err := v1.NewHash(t.Image.String())
 	if err != nil {
 		return err
 	}
-	raw, err := source.manifest(h)
-	if err != nil {
-		return fmt.Errorf("reading manifest %s: %w", h, err)
+	var raw []byte
+	source, err := openSource(ctx, from)
+	if err == nil {
+		raw, err = source.manifest(h)
+	}
+	if err != nil && ctx.Err() == nil {
+		return &UnavailableError{fmt.Errorf("reading manifest %s: %w; name an OCI layout or a registry repository that has it "+
+			"(go tool mage toolchain:image makes one), or leave --toolchain-from and ENGINERY_TOOLCHAIN_FROM away where apt is at hand", h, err)}
+	} else if err != nil {
+		return err
 	}
 	if found := digest.FromBytes(raw); found != t.Image {
 		return fmt.Errorf("manifest %s is damaged: what is there has the digest %s", h, found)

@@ -96,6 +96,11 @@ func Parse(args []string, optional []string, known func(word string) bool) (Opti
 			o.ToolchainFrom = value
 		}
 	}
+	if o.SourceMirror != "" {
+		if _, err := os.ReadDir(o.SourceMirror); err != nil {
+			return Options{}, nil, &UsageError{fmt.Sprintf("the source mirror (--source-mirror, ENGINERY_SOURCE_MIRROR) is not a folder: %v", err)}
+		}
+	}
 	for i := 0; i+1 < len(rest); i++ {
 		next := rest[i+1]
 		if slices.Contains(optional, strings.ToLower(rest[i])) && !strings.HasPrefix(next, "-") && !known(next) {

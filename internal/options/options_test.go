@@ -9,7 +9,7 @@ import (
 
 func TestParse(t *testing.T) {
 	t.Setenv("ENGINERY_STORE", "/s")
-	t.Setenv("ENGINERY_SOURCE_MIRROR", "/env")
+	t.Setenv("ENGINERY_SOURCE_MIRROR", "/etc")
 	optional := []string{"check:golden"}
 	known := func(word string) bool { return strings.Contains(word, ":") || word == "test" }
 	for _, test := range []struct {
@@ -18,16 +18,17 @@ func TestParse(t *testing.T) {
 		rest string
 		err  string
 	}{
-		{args: "build:version a", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/env"}, rest: "build:version a"},
-		{args: "build:version --jobs=3 a --source-mirror /m --json", want: Options{Jobs: 3, JSON: true, Layout: "out/oci", Store: "/s", SourceMirror: "/m"}, rest: "build:version a"},
-		{args: "check:golden", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/env"}, rest: "check:golden"},
-		{args: "check:golden a test", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/env"}, rest: "check:golden -id=a test"},
-		{args: "check:golden test", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/env"}, rest: "check:golden test"},
-		{args: "check:golden --store=/x --layout l --toolchain-from=r", want: Options{Layout: "l", Store: "/x", SourceMirror: "/env", ToolchainFrom: "r"}, rest: "check:golden"},
+		{args: "build:version a", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/etc"}, rest: "build:version a"},
+		{args: "build:version --jobs=3 a --source-mirror /usr --json", want: Options{Jobs: 3, JSON: true, Layout: "out/oci", Store: "/s", SourceMirror: "/usr"}, rest: "build:version a"},
+		{args: "check:golden", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/etc"}, rest: "check:golden"},
+		{args: "check:golden a test", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/etc"}, rest: "check:golden -id=a test"},
+		{args: "check:golden test", want: Options{Layout: "out/oci", Store: "/s", SourceMirror: "/etc"}, rest: "check:golden test"},
+		{args: "check:golden --store=/x --layout l --toolchain-from=r", want: Options{Layout: "l", Store: "/x", SourceMirror: "/etc", ToolchainFrom: "r"}, rest: "check:golden"},
 		{args: "build:all --jobs=0", err: "--jobs=0: expected a number of CPUs, 1 or more"},
 		{args: "build:all --jobs", err: "--jobs needs a value"},
 		{args: "build:all --store=", err: "--store needs a value"},
 		{args: "build:all --mirror=/m", err: "unknown option --mirror; the options are --jobs, --json, --layout, --source-mirror, --store, --toolchain-from"},
+		{args: "build:all --source-mirror=/nonexistent", err: "the source mirror (--source-mirror, ENGINERY_SOURCE_MIRROR) is not a folder: open /nonexistent: no such file or directory"},
 		{args: "build:all --json=yes", err: "--json takes no value"},
 	} {
 		got, rest, err := Parse(strings.Fields(test.args), optional, known)
