@@ -73,11 +73,23 @@ func (h *host) sent(t *testing.T, want ...string) {
 
 // TestUpstream has what agoric-sdk's tests of xsnap ask for (packages/xsnap/test), on every engine that builds here.
 func TestUpstream(t *testing.T) {
+	type worker struct {
+		recipe *recipes.Recipe
+		goal   string
+	}
+	var workers []worker
 	for _, r := range enginetest.Buildable(t) {
-		t.Run(r.ID, func(t *testing.T) {
+		workers = append(workers, worker{r, recipes.Release})
+	}
+	for _, id := range []string{native.id, "agoric-upgrade-22"} {
+		workers = append(workers, worker{enginetest.Recipe(t, id), recipes.Debug})
+	}
+	for _, w := range workers {
+		r := w.recipe
+		t.Run(r.ID+" "+w.goal, func(t *testing.T) {
 			t.Parallel()
 			s := &subject{r, Options{
-				Path: enginetest.WorkerOf(t, r, "linux/"+runtime.GOARCH, recipes.Release), Name: "v9:test",
+				Path: enginetest.WorkerOf(t, r, "linux/"+runtime.GOARCH, w.goal), Name: "v9:test",
 				Protocol: r.Engine.Protocol, MeterType: r.Engine.Meter, Version: r.ID,
 			}}
 			for _, c := range upstream {
