@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/enginery/enginery/internal/cas"
 	"golang.org/x/sys/unix"
 )
 
@@ -140,19 +141,12 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// removeAll removes a tree, whatever the modes of its directories. What has been killed in it may be about to end, so it
-// tries for a while.
+// removeAll removes a tree. What has been killed in it may be about to end, so it tries for a while.
 func removeAll(dir string) {
 	for range 20 {
-		if os.RemoveAll(dir) == nil {
+		if cas.RemoveAll(dir) == nil {
 			return
 		}
-		filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-			if err == nil && e.IsDir() {
-				os.Chmod(path, 0o700)
-			}
-			return nil
-		})
 		time.Sleep(50 * time.Millisecond)
 	}
 }

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -253,6 +255,45 @@ func TestSweepSparesTheLiving(t *testing.T) {
 	}
 	if _, err := os.Stat(dead); !os.IsNotExist(err) {
 		t.Errorf("the scratch directory of a dead process is still there: %v", err)
+	}
+}
+
+// A directory that cannot be removed keeps its lock, so that a later sweep finds it.
+func TestSweepTriesAgain(t *testing.T) {
+	const inside = "TEST_SWEEP_IN"
+	if dir := os.Getenv(inside); dir != "" {
+		if _, err := Open(dir); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	s := newStore(t)
+	dead := filepath.Join(s.Dir(), "tmp", "dead-1")
+	mountpoint := filepath.Join(dead, "sub")
+	if err := os.MkdirAll(mountpoint, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dead+".lock", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// What something is mounted on cannot be removed, there.
+	cmd := exec.Command("unshare", "--map-root-user", "--mount", "sh", "-c", `mount -t tmpfs none "$0" && exec "$1" -test.run="^$2\$"`, mountpoint, os.Args[0], t.Name())
+	cmd.Env = append(os.Environ(), inside+"="+s.Dir())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, path := range []string{dead, dead + ".lock"} {
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("after a sweep that could not remove the directory: %v", err)
+		}
+	}
+	if _, err := Open(s.Dir()); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dead, dead + ".lock"} {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left by the sweep that could remove it (%v)", path, err)
+		}
 	}
 }
 

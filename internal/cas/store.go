@@ -371,8 +371,7 @@ func (s *Store) Scratch(name string) (dir string, remove func(), err error) {
 			return "", nil, fmt.Errorf("making a scratch directory: %w", err)
 		}
 		remove := func() {
-			removeAll(base)
-			os.Remove(lock.Name())
+			discard(base)
 			lock.Close()
 		}
 		return base, remove, nil
@@ -410,18 +409,24 @@ func (s *Store) sweep() error {
 			continue // gone, or another user's
 		}
 		if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			removeAll(strings.TrimSuffix(path, ".lock"))
-			os.Remove(path)
+			discard(strings.TrimSuffix(path, ".lock"))
 		}
 		lock.Close()
 	}
 	return nil
 }
 
-// removeAll is os.RemoveAll for trees with read-only directories.
-func removeAll(dir string) {
+// discard removes a scratch directory, and then its lock: what cannot be removed now is left to a later sweep, which goes by the locks.
+func discard(dir string) {
+	if RemoveAll(dir) == nil {
+		os.Remove(dir + ".lock")
+	}
+}
+
+// RemoveAll is os.RemoveAll for trees with read-only directories.
+func RemoveAll(dir string) error {
 	if os.RemoveAll(dir) == nil {
-		return
+		return nil
 	}
 	filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
@@ -429,7 +434,7 @@ func removeAll(dir string) {
 		}
 		return nil
 	})
-	os.RemoveAll(dir)
+	return os.RemoveAll(dir)
 }
 
 type ctxReader struct {
