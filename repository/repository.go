@@ -10,7 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,8 +44,8 @@ type Repository interface {
 	// Tags returns the tags, sorted. A repository that does not exist yet is ErrNotFound in a registry.
 	Tags(ctx context.Context) ([]string, error)
 
-	// PushBlob writes a blob, unless it is there: then r is not read. Nothing else than a blob of that digest is ever stored. A
-	// registry that fails halfway makes it read r again from its start.
+	// PushBlob writes a blob, unless it is there: then r is not read. Nothing else than a blob of that digest is ever stored, and a
+	// *CorruptError says that r is another. r is read from its start, and again when a registry fails halfway.
 	PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSeeker) error
 
 	// PushManifest writes a manifest or index whose blobs and manifests are there, and tags it if tag is not "". One with a subject
@@ -103,6 +103,9 @@ func Patience(d time.Duration) Option { return func(o *options) { o.patience = d
 // layoutPrefix begins the name of a layout.
 const layoutPrefix = "oci:"
 
+// parallel bounds how many transfers are under way with one registry.
+const parallel = 8
+
 // Open returns the repository of a name:
 //
 //	oci:DIR           the OCI layout in a folder, which is made when something is first pushed
@@ -146,19 +149,6 @@ func Split(ref string) (repository, reference string) {
 	return ref, ""
 }
 
-// Download completes a file that may have the beginning of a blob, and checks it whole. After an error the file has what is known to be
-// worth resuming from; after a *CorruptError that is nothing.
-func Download(ctx context.Context, from Repository, d ocispec.Descriptor, f *os.File) error {
-	return errors.ErrUnsupported
-}
-
-// Copy copies what a tag or a digest names from one repository to another: the index or manifest, all that it leads to, and all
-// referrers of any of these, theirs too, with what cosign keeps under tags of its own. Every blob is checked on the way. What is there
-// already is not sent again, so that a copy that was broken off resumes. A tag is set last: who finds it finds everything.
-func Copy(ctx context.Context, from, to Repository, reference string) (ocispec.Descriptor, error) {
-	return ocispec.Descriptor{}, errors.ErrUnsupported
-}
-
 // manifest is what this package must know of a manifest or an index.
 type manifest struct {
 	MediaType    string               `json:"mediaType"`
@@ -192,10 +182,19 @@ func parse(data []byte, mediaType string) (*manifest, error) {
 	return &m, nil
 }
 
-// artifactTypeOf returns what a referrers API says of a manifest.
+// artifactType returns what a referrers API says of a manifest.
 func (m *manifest) artifactType() string {
 	if m.ArtifactType == "" && m.Config != nil {
 		return m.Config.MediaType
 	}
 	return m.ArtifactType
+}
+
+// parts returns what must be there before the manifest: its config and layers, or its manifests.
+func (m *manifest) parts() []ocispec.Descriptor {
+	parts := slices.Concat(m.Manifests, m.Layers)
+	if m.Config != nil {
+		parts = append(parts, *m.Config)
+	}
+	return parts
 }
