@@ -470,6 +470,15 @@ func importModule(t *testing.T, s *subject) {
 	if reply, err := w.Import(filepath.Join(dir, "main.js")); err != nil || reply.Meter.Compute <= 0 {
 		t.Errorf("%+v, %v", reply, err)
 	}
+	for _, source := range []string{"let let", "throw Error('oops')", "import './none.js'"} {
+		file := filepath.Join(dir, "fails.js")
+		if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.start(t, nil).Import(file); err != nil {
+			t.Errorf("an import that fails has an error, against the documentation: %v", err)
+		}
+	}
 	if _, err := w.Import(filepath.Join(dir, "none.js")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no module: %v", err)
 	}

@@ -170,8 +170,8 @@ func (w *Worker) Execute(file string) (Reply, error) {
 // Import imports a module file, which the worker reads with all that it imports, and runs promise jobs until there are none. The reply has
 // a meter only.
 //
-// That the module was imported does not follow from there being no error: the worker says nothing of a rejected import, but of a syntax
-// error or a file that is not there.
+// No error does not mean that the module was imported: the worker says nothing of an import that fails, be it a syntax error, an exception or
+// a module that is not there. Have the module send a command, or set what an evaluation then looks for.
 func (w *Worker) Import(file string) (Reply, error) {
 	return w.runFile("importing a module", 'm', file)
 }
