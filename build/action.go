@@ -38,6 +38,7 @@ type Action struct {
 	Goal      string     // "release" or "debug"
 	Command   *repb.Command
 	Inputs    cas.Digest // the input root
+	Timeout   time.Duration
 	Toolchain *toolchain.Toolchain
 
 	blobs map[cas.Digest][]byte // the encoded messages
@@ -89,6 +90,7 @@ func newAction(r *recipes.Recipe, target recipes.Target, goal string) (*Action, 
 		Platform:  target.Platform,
 		Goal:      goal,
 		Command:   command,
+		Timeout:   timeout,
 		Toolchain: target.Toolchain,
 		blobs:     make(map[cas.Digest][]byte),
 	}
@@ -108,7 +110,7 @@ func newAction(r *recipes.Recipe, target recipes.Target, goal string) (*Action, 
 	a.Digest, err = a.encode(&repb.Action{
 		CommandDigest:   commandDigest.Proto(),
 		InputRootDigest: rootDigest.Proto(),
-		Timeout:         durationpb.New(timeout),
+		Timeout:         durationpb.New(a.Timeout),
 		Platform: platform(
 			"ISA", "x86-64",
 			"OSFamily", "linux",

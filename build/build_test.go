@@ -219,6 +219,37 @@ func TestCancelledBuildEndsAtOnce(t *testing.T) {
 	}
 }
 
+func TestActionsHaveTheirOwnTimeout(t *testing.T) {
+	s := enginetest.Store(t)
+	r := recipe(t, s, unique(answer))
+	native, err := s.PutFS(t.Context(), fstest.MapFS{"worker/Makefile": {Data: []byte("$(OUT):\n\techo now it sleeps; sleep 600\n")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Pin.XsnapNative.Tree = native
+	actions, err := build.Plan(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := actions[0]
+	for _, b := range a.Messages() {
+		if _, err := s.PutBytes(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.Timeout = time.Second
+	_, err = enginetest.Executor(t, s).Execute(t.Context(), a)
+	var failed *build.ActionError
+	if !errors.As(err, &failed) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v, want an ActionError for the end of its time", err)
+	}
+	for _, want := range []string{"stopped after 1s", "now it sleeps"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error lacks %q:\n%v", want, err)
+		}
+	}
+}
+
 func TestPlanKnowsDigestsWithoutSources(t *testing.T) {
 	r, err := recipes.Load("agoric-upgrade-16")
 	if err != nil {

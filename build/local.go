@@ -59,7 +59,7 @@ func (l *Local) execute(ctx context.Context, a *Action, root string) (*repb.Acti
 	for _, v := range a.Command.EnvironmentVariables {
 		env = append(env, v.Name+"="+v.Value)
 	}
-	actx, cancel := context.WithTimeout(ctx, timeout)
+	actx, cancel := context.WithTimeout(ctx, a.Timeout)
 	defer cancel()
 	err = sandbox.Run(actx, sandbox.Spec{
 		Root:   root,
@@ -87,6 +87,9 @@ func (l *Local) execute(ctx context.Context, a *Action, root string) (*repb.Acti
 		return nil, perr
 	}
 	if err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("it was stopped after %v: %w", a.Timeout, err)
+		}
 		return nil, &ActionError{Name: a.Name, Err: err, Tail: tail(log.Name(), 30), Log: printed, Path: l.Store.Path(printed)}
 	}
 	result := &repb.ActionResult{StdoutDigest: printed.Proto()}
