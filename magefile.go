@@ -90,8 +90,8 @@ func (Check) Reproducible(ctx context.Context, id *string) error {
 	})
 }
 
-// Record prints what a version shows for every golden vector, as TOML for its recipe.
-func (Golden) Record(ctx context.Context, id string) error {
+// Observe prints what a version shows for every golden vector, as TOML for its recipe. It changes nothing. For example: go tool mage golden:observe agoric-upgrade-16
+func (Golden) Observe(ctx context.Context, id string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.ObserveGolden(ctx, os.Stdout, id)
 	})
