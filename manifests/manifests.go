@@ -17,6 +17,7 @@ import (
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/recipes"
+	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -197,17 +198,7 @@ func (m *Manifest) Write(dir string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, m.Version+".json")
-	f, err := os.CreateTemp(dir, "."+m.Version+"-")
-	if err != nil {
-		return "", fmt.Errorf("writing %s: %w", path, err)
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	_, err = f.Write(b)
-	if err := errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
-		return "", fmt.Errorf("writing %s: %w", path, err)
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err := renameio.WriteFile(path, b, 0o644, renameio.WithStaticPermissions(0o644)); err != nil {
 		return "", fmt.Errorf("writing %s: %w", path, err)
 	}
 	return path, nil

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -12,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"text/template"
+
+	"github.com/google/renameio/v2"
 )
 
 // What a component that no pin has yet is taken to be.
@@ -83,8 +84,8 @@ func (f *Fetcher) Add(ctx context.Context, dir, name, moddable, xsnapNative stri
 	if _, err := Parse(file, data); err != nil {
 		return "", fmt.Errorf("adding pin %s: %w", name, err)
 	}
-	if err := replace(file, data); err != nil {
-		return "", fmt.Errorf("adding pin %s: %w", name, err)
+	if err := renameio.WriteFile(file, data, 0o644, renameio.WithStaticPermissions(0o644)); err != nil {
+		return "", fmt.Errorf("adding pin %s: writing %s: %w", name, file, err)
 	}
 	return file, nil
 }
@@ -142,19 +143,4 @@ func noteOf(file string) (string, error) {
 		}
 	}
 	return note.String(), nil
-}
-
-// replace writes a file so that it is either the old or the new one at any time.
-func replace(file string, data []byte) (err error) {
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".pin-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(tmp.Name())
-	_, err = tmp.Write(data)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close())
-	if err != nil {
-		return err
-	}
-	return os.Rename(tmp.Name(), file)
 }

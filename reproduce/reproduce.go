@@ -22,6 +22,7 @@ import (
 	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/release"
+	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -328,16 +329,12 @@ func (r *Report) write(dir string) (page string, err error) {
 	}
 	page = filepath.Join(dir, "reproducible.html")
 	for path, write := range map[string]func(io.Writer) error{page: r.WriteHTML, filepath.Join(dir, "reproducible.json"): r.WriteJSON} {
-		f, err := os.CreateTemp(dir, ".report-")
-		if err != nil {
-			return "", fmt.Errorf("writing the report: %w", err)
-		}
-		err = errors.Join(write(f), f.Chmod(0o644), f.Close())
+		var b bytes.Buffer
+		err := write(&b)
 		if err == nil {
-			err = os.Rename(f.Name(), path)
+			err = renameio.WriteFile(path, b.Bytes(), 0o644, renameio.WithStaticPermissions(0o644))
 		}
 		if err != nil {
-			os.Remove(f.Name())
 			return "", fmt.Errorf("writing the report: %w", err)
 		}
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/internal/npm"
 	"github.com/enginery/enginery/internal/strict"
+	"github.com/google/renameio/v2"
 )
 
 //go:embed *.toml
@@ -245,14 +246,14 @@ func format(p *Pair, note string) []byte {
 
 // create writes a new file: all of it, or nothing.
 func create(file string, data []byte) error {
-	tmp, err := os.CreateTemp(filepath.Dir(file), ".pair-")
+	tmp, err := renameio.NewPendingFile(file, renameio.WithStaticPermissions(0o644), renameio.WithTempDir(filepath.Dir(file)))
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
+	defer tmp.Cleanup()
 	_, err = tmp.Write(data)
-	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Sync(), tmp.Close()); err != nil {
+	if err := errors.Join(err, tmp.Sync()); err != nil {
 		return err
 	}
-	return os.Link(tmp.Name(), file) // fails where the file exists
+	return os.Link(tmp.Name(), file) // unlike a renaming it fails where the file exists
 }

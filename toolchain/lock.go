@@ -8,6 +8,7 @@ import (
 
 	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/internal/progress"
+	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -71,25 +72,8 @@ func (t *Toolchain) lock(ctx context.Context, store *cas.Store, opts Options) er
 
 // WriteLock writes NAME.lock to dir, the folder of NAME.toml.
 func (t *Toolchain) WriteLock(dir string) error {
-	f, err := os.CreateTemp(dir, "."+t.Name+".lock-")
-	if err != nil {
-		return fmt.Errorf("writing the lock of toolchain %s: %w", t.Name, err)
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(t.LockFile())
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, t.Name+".lock"))
-	}
-	if err != nil {
+	file := filepath.Join(dir, t.Name+".lock")
+	if err := renameio.WriteFile(file, t.LockFile(), 0o644, renameio.WithStaticPermissions(0o644)); err != nil {
 		return fmt.Errorf("writing the lock of toolchain %s: %w", t.Name, err)
 	}
 	return nil
