@@ -139,9 +139,6 @@ func (s *server) manifest(reference string) error {
 	h := s.w.Header()
 	h.Set("Docker-Content-Digest", d.Digest.String())
 	h.Set("Etag", strconv.Quote(d.Digest.String()))
-	if m, err := parse(data, d.MediaType); err == nil && m.Subject != nil {
-		h.Set("OCI-Subject", m.Subject.Digest.String())
-	}
 	h.Set("Content-Type", d.MediaType)
 	http.ServeContent(s.w, s.req, "", time.Time{}, bytes.NewReader(data))
 	return nil
