@@ -2,12 +2,13 @@ package repl
 
 import (
 	"bufio"
-	"errors"
+	"bytes"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
+	"github.com/google/renameio/v2"
 	"github.com/peterh/liner"
 	"golang.org/x/term"
 )
@@ -41,14 +42,9 @@ func (in *input) close() {
 	if in.history == "" || os.MkdirAll(filepath.Dir(in.history), 0o700) != nil {
 		return
 	}
-	f, err := os.CreateTemp(filepath.Dir(in.history), ".history-*")
-	if err != nil {
-		return
-	}
-	defer os.Remove(f.Name()) // unless it has its name
-	_, err = in.editor.WriteHistory(f)
-	if errors.Join(err, f.Close()) == nil {
-		os.Rename(f.Name(), in.history)
+	var b bytes.Buffer
+	if _, err := in.editor.WriteHistory(&b); err == nil {
+		renameio.WriteFile(in.history, b.Bytes(), 0o600)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/google/renameio/v2"
+
 	"github.com/enginery/enginery/xsnap"
 )
 
@@ -118,20 +120,15 @@ func (s *side) save(ctx context.Context, file string) (size int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".heap-*")
+	f, err := renameio.NewPendingFile(file, renameio.WithPermissions(0o666), renameio.WithTempDir(filepath.Dir(file)))
 	if err != nil {
 		return 0, err
 	}
-	defer os.Remove(f.Name()) // unless it has its name
-	size, err = w.Snapshot(f)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), file)
-	}
-	if err != nil {
+	defer f.Cleanup()
+	if size, err = w.Snapshot(f); err != nil {
 		return 0, err
 	}
-	return size, nil
+	return size, f.CloseAtomicallyReplace()
 }
 
 // load goes on with the heap of a file. If the engine does not take it, the worker stays as it is.
