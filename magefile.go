@@ -219,7 +219,11 @@ func Test(ctx context.Context) error {
 		return err
 	}
 	err := with(ctx, func(ctx context.Context, w *release.Workshop) error {
-		return w.BuildAndCheck(ctx, os.Stdout, false, release.NPM...)
+		ids, err := recipes.Packaged()
+		if err != nil {
+			return err
+		}
+		return w.BuildAndCheck(ctx, os.Stdout, false, ids...)
 	})
 	if err != nil {
 		return err

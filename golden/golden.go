@@ -22,6 +22,7 @@ import (
 	"strings"
 
 	"github.com/enginery/enginery/internal/client"
+	"github.com/enginery/enginery/internal/keys"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/xsnap"
 )
@@ -79,7 +80,7 @@ func Check(ctx context.Context, e Engine, r *recipes.Recipe, goal string) ([]Res
 		if err != nil {
 			return nil, fmt.Errorf("golden vector %s: %w", name, err)
 		}
-		for _, label := range both(expected[name], found) {
+		for _, label := range keys.Union(expected[name], found) {
 			want, wanted := expected[name][label]
 			got, seen := found[label]
 			switch {
@@ -218,17 +219,6 @@ func show(o, asked recipes.Observation) string {
 	add(asked.HeapCount != 0, "%d slots", o.HeapCount)
 	add(asked.Reply != "", "%q", o.Reply)
 	return strings.Join(fields, ", ")
-}
-
-func both[V, W any](a map[string]V, b map[string]W) []string {
-	keys := slices.Collect(maps.Keys(a))
-	for k := range b {
-		if _, ok := a[k]; !ok {
-			keys = append(keys, k)
-		}
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // sum is a running SHA-256.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/keys"
 	"github.com/enginery/enginery/recipes"
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
@@ -230,13 +231,13 @@ func (d Difference) String() string {
 // them, then what only names that. So the first difference is the one to look at.
 func Diff(recorded, built *Manifest) []Difference {
 	d := &differ{}
-	for _, name := range both(recorded.Sources, built.Sources) {
+	for _, name := range keys.Union(recorded.Sources, built.Sources) {
 		add(d, "source tree "+name, recorded.Sources[name], built.Sources[name], "an input: the pin has other sources")
 	}
-	for _, name := range both(recorded.Bundles, built.Bundles) {
+	for _, name := range keys.Union(recorded.Bundles, built.Bundles) {
 		add(d, name+" bundle", recorded.Bundles[name], built.Bundles[name], "an input: the recipe has another bundle")
 	}
-	platforms := both(recorded.Platforms, built.Platforms)
+	platforms := keys.Union(recorded.Platforms, built.Platforms)
 	of := func(m *Manifest, name string) *Platform {
 		if p := m.Platforms[name]; p != nil {
 			return p
@@ -260,13 +261,13 @@ func Diff(recorded, built *Manifest) []Difference {
 	}
 	for _, name := range platforms {
 		r, b := of(recorded, name), of(built, name)
-		for _, goal := range both(r.Actions, b.Actions) {
+		for _, goal := range keys.Union(r.Actions, b.Actions) {
 			add(d, name+" "+goal+" action", r.Actions[goal], b.Actions[goal], note)
 		}
 	}
 	for _, name := range platforms {
 		r, b := of(recorded, name), of(built, name)
-		for _, title := range both(r.Files, b.Files) {
+		for _, title := range keys.Union(r.Files, b.Files) {
 			file := func(p *Platform) string {
 				if p.Files[title] == "" {
 					return ""
@@ -291,7 +292,7 @@ func Diff(recorded, built *Manifest) []Difference {
 		add(d, name+" manifest", r.Manifest, b.Manifest, note)
 	}
 	add(d, "index", recorded.Index, built.Index, note)
-	for _, predicate := range both(recorded.Statements, built.Statements) {
+	for _, predicate := range keys.Union(recorded.Statements, built.Statements) {
 		add(d, "statement "+predicate, recorded.Statements[predicate], built.Statements[predicate], note)
 	}
 	return d.found
@@ -306,16 +307,4 @@ func add[T comparable](d *differ, name string, recorded, built T, note string) {
 	if recorded != built {
 		d.found = append(d.found, Difference{Name: name, Recorded: fmt.Sprint(recorded), Built: fmt.Sprint(built), Note: note})
 	}
-}
-
-// both returns the keys of two maps, sorted.
-func both[V any](a, b map[string]V) []string {
-	keys := slices.Collect(maps.Keys(a))
-	for k := range b {
-		if _, ok := a[k]; !ok {
-			keys = append(keys, k)
-		}
-	}
-	slices.Sort(keys)
-	return keys
 }

@@ -22,6 +22,25 @@ var embedded embed.FS
 // IDs returns the version IDs that have a recipe, in natural order: agoric-upgrade-8 before agoric-upgrade-10.
 func IDs() []string { return names(embedded, ".") }
 
+// Packaged returns the IDs of the versions whose sources npm packages carry, sorted. Since bundles and compilers are packages, too, these can
+// be built wherever npm and Debian packages can be had.
+func Packaged() ([]string, error) {
+	packaged := func(c pins.Component) bool {
+		return slices.ContainsFunc(c.Sources, func(s pins.Source) bool { return s.Git == "" })
+	}
+	var ids []string
+	for _, id := range IDs() {
+		r, err := Load(id)
+		if err != nil {
+			return nil, err
+		}
+		if packaged(r.Pin.Moddable) && packaged(r.Pin.XsnapNative) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
 // Load returns the recipe of a version ID.
 func Load(id string) (*Recipe, error) {
 	file := id + ".toml"

@@ -555,3 +555,10 @@ func BenchmarkLoad(b *testing.B) {
 		r.Digest()
 	}
 }
+
+func TestPackaged(t *testing.T) {
+	ids, err := Packaged()
+	if want := []string{"agoric-upgrade-16", "agoric-upgrade-17", "agoric-upgrade-18", "agoric-upgrade-22"}; err != nil || !slices.Equal(ids, want) {
+		t.Errorf("packages carry the sources of %q, %v; want %q", ids, err, want)
+	}
+}

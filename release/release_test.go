@@ -40,10 +40,10 @@ func workshop(t testing.TB) *release.Workshop {
 func TestVersionsAreAsRecorded(t *testing.T) {
 	w := workshop(t)
 	var out bytes.Buffer
-	if err := w.BuildAndCheck(t.Context(), &out, false, release.NPM...); err != nil {
+	if err := w.BuildAndCheck(t.Context(), &out, false, enginetest.NPM...); err != nil {
 		t.Fatal(err)
 	}
-	for _, id := range release.NPM {
+	for _, id := range enginetest.NPM {
 		t.Run(id, func(t *testing.T) {
 			if want := "same as recorded in manifests/" + id + ".json"; !strings.Contains(out.String(), want) {
 				t.Errorf("the output lacks %q:\n%s", want, &out)

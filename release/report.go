@@ -15,9 +15,6 @@ import (
 	"github.com/enginery/enginery/recipes"
 )
 
-// NPM are the versions whose every input is an npm or Debian package, so that they can be built wherever those can be had.
-var NPM = []string{"agoric-upgrade-16", "agoric-upgrade-17", "agoric-upgrade-18", "agoric-upgrade-22"}
-
 // BuildAvailable loads recipes and builds them, as Build does. Fetching the sources comes first: they may be out of reach.
 func (w *Workshop) BuildAvailable(ctx context.Context, ids ...string) ([]*Version, error) {
 	rs := make([]*recipes.Recipe, len(ids))

@@ -1,6 +1,7 @@
 package reproduce
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net"
@@ -59,8 +60,8 @@ func observe(store string, jobs int) Environment {
 		User:       os.Geteuid(),
 		Umask:      fmt.Sprintf("%03o", umask),
 		Network:    network(),
-		Locale:     firstOf(os.Getenv("LC_ALL"), os.Getenv("LANG"), "C"),
-		TimeZone:   firstOf(os.Getenv("TZ"), "the system's"),
+		Locale:     cmp.Or(os.Getenv("LC_ALL"), os.Getenv("LANG"), "C"),
+		TimeZone:   cmp.Or(os.Getenv("TZ"), "the system's"),
 		Home:       os.Getenv("HOME"),
 		Jobs:       jobs,
 		Variables:  variables(),
@@ -73,15 +74,6 @@ func observe(store string, jobs int) Environment {
 	return e
 }
 
-func firstOf(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
-}
-
 func variables() string {
 	var set []string
 	for _, name := range slices.Sorted(maps.Keys(heeded)) {
@@ -89,7 +81,7 @@ func variables() string {
 			set = append(set, name+"="+value)
 		}
 	}
-	return firstOf(strings.Join(set, " "), "none")
+	return cmp.Or(strings.Join(set, " "), "none")
 }
 
 func network() string {
@@ -103,7 +95,7 @@ func network() string {
 			up = append(up, i.Name)
 		}
 	}
-	return firstOf(strings.Join(up, " "), "none")
+	return cmp.Or(strings.Join(up, " "), "none")
 }
 
 func fileSystem(dir string) string {

@@ -176,7 +176,7 @@ func compareSymbols(x []byte, xs []symbol, y []byte, ys []symbol) []finding {
 		found = append(found, finding{Cause{Symbol: k.name, Offset: s.start, Bytes: s.end - s.start, First: first, Second: second}, resized})
 	}
 	covered := int64(-1) // aliases have the same range
-	for _, k := range keys(xs) {
+	for _, k := range keysOf(xs) {
 		s := inX[k]
 		t, ok := inY[k]
 		if !ok {
@@ -195,7 +195,7 @@ func compareSymbols(x []byte, xs []symbol, y []byte, ys []symbol) []finding {
 		}
 		found = append(found, f)
 	}
-	for _, k := range keys(ys) {
+	for _, k := range keysOf(ys) {
 		if _, ok := inX[k]; !ok {
 			t := inY[k]
 			only(k, t, "no such symbol", size(uint64(t.end-t.start)))
@@ -213,8 +213,8 @@ func compareSymbols(x []byte, xs []symbol, y []byte, ys []symbol) []finding {
 	return append(found[:maxSymbols], last)
 }
 
-// keys returns the keys of symbols, in their order.
-func keys(symbols []symbol) []key {
+// keysOf returns the keys of symbols, in their order.
+func keysOf(symbols []symbol) []key {
 	count := make(map[string]int)
 	all := make([]key, len(symbols))
 	for i, s := range symbols {
@@ -226,7 +226,7 @@ func keys(symbols []symbol) []key {
 
 func index(symbols []symbol) map[key]symbol {
 	m := make(map[key]symbol)
-	for i, k := range keys(symbols) {
+	for i, k := range keysOf(symbols) {
 		m[k] = symbols[i]
 	}
 	return m

@@ -1,6 +1,7 @@
 package reproduce
 
 import (
+	"cmp"
 	_ "embed"
 	"encoding/json"
 	"html/template"
@@ -95,7 +96,7 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 	},
 	"same":   func(c Compared) bool { return c.First == c.Second },
 	"anchor": func(r Row) string { return r.Version + "-" + strings.ReplaceAll(r.Platform, "/", "-") },
-	"absent": func(digest string) string { return firstOf(digest, "none") },
+	"absent": func(digest string) string { return cmp.Or(digest, "none") },
 	"workers": func(r Row) []*Compared {
 		both := []*Compared{nil, nil}
 		for i, c := range r.Digests {

@@ -4,11 +4,11 @@ package reproduce
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/build"
+	"github.com/enginery/enginery/internal/keys"
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/recipes"
@@ -96,6 +97,9 @@ type comparison struct {
 // rows compares what the two builds made, platform by platform, causes before what follows from them.
 func (c *comparison) rows(ctx context.Context) ([]Row, error) {
 	a, b := c.first.Manifest, c.second.Manifest
+	if b == nil || b.Version != a.Version {
+		return nil, errors.New("the second build made another version")
+	}
 	recorded, err := recordedAs(c.first)
 	if err != nil {
 		return nil, err
@@ -112,7 +116,7 @@ func (c *comparison) rows(ctx context.Context) ([]Row, error) {
 	for _, t := range c.first.Recipe.Targets {
 		row := Row{Version: a.Version, Platform: t.Platform, Recorded: recorded}
 		x, y := a.Platforms[t.Platform], b.Platforms[t.Platform]
-		titles := both(x.Files, y.Files)
+		titles := keys.Union(x.Files, y.Files)
 		slices.SortStableFunc(titles, func(a, b string) int { return rank(a) - rank(b) })
 		for _, title := range titles {
 			row.add(title, x.Files[title], y.Files[title], false)
@@ -120,7 +124,7 @@ func (c *comparison) rows(ctx context.Context) ([]Row, error) {
 		row.add("config", x.Config, y.Config, false)
 		row.add("manifest", x.Manifest, y.Manifest, row.differs())
 		row.add("index", a.Index, b.Index, platformsDiffer)
-		for _, predicate := range both(a.Statements, b.Statements) {
+		for _, predicate := range keys.Union(a.Statements, b.Statements) {
 			row.add(predicate, a.Statements[predicate], b.Statements[predicate], a.Index != b.Index)
 		}
 		row.Identical = !row.differs()
@@ -184,13 +188,6 @@ func recordedAs(v *release.Version) (string, error) {
 		return "different", nil
 	}
 	return "", err
-}
-
-// both returns the keys of two maps, sorted.
-func both(a, b map[string]string) []string {
-	all := maps.Clone(a)
-	maps.Copy(all, b)
-	return slices.Sorted(maps.Keys(all))
 }
 
 // explain says where two builds of something differ, by our own means and, where it is installed, by diffoscope's.
@@ -258,7 +255,7 @@ func (e *DifferentError) Error() string {
 			if c.First == c.Second || c.Consequence {
 				continue
 			}
-			fmt.Fprintf(&b, "\n  %s %s %s: %s against %s", row.Version, row.Platform, c.Name, firstOf(c.First, "none"), firstOf(c.Second, "none"))
+			fmt.Fprintf(&b, "\n  %s %s %s: %s against %s", row.Version, row.Platform, c.Name, cmp.Or(c.First, "none"), cmp.Or(c.Second, "none"))
 			for i, cause := range c.Causes {
 				if i == 5 {
 					fmt.Fprintf(&b, "\n    and %d more places", len(c.Causes)-i)

@@ -18,7 +18,13 @@ import (
 )
 
 // NPM are the versions whose every input is an npm or Debian package.
-var NPM = []string{"agoric-upgrade-16", "agoric-upgrade-17", "agoric-upgrade-18", "agoric-upgrade-22"}
+var NPM = func() []string {
+	ids, err := recipes.Packaged()
+	if err != nil {
+		panic(err)
+	}
+	return ids
+}()
 
 // Store returns the store that builds use by default.
 func Store(t testing.TB) *cas.Store {

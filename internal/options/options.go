@@ -3,6 +3,7 @@
 package options
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -40,7 +41,7 @@ var names = []string{"jobs", "json", "layout", "source-mirror", "store", "toolch
 // target (it has no flag of its own and known does not know it), it becomes Mage's flag -id=word.
 func Parse(args []string, optional []string, known func(word string) bool) (Options, []string, error) {
 	o := Options{
-		Layout:        firstOf(os.Getenv("ENGINERY_LAYOUT"), filepath.Join("out", "oci")),
+		Layout:        cmp.Or(os.Getenv("ENGINERY_LAYOUT"), filepath.Join("out", "oci")),
 		SourceMirror:  os.Getenv("ENGINERY_SOURCE_MIRROR"),
 		ToolchainFrom: os.Getenv("ENGINERY_TOOLCHAIN_FROM"),
 	}
@@ -144,13 +145,4 @@ func jobs(what, value string) (int, error) {
 		return 0, &UsageError{fmt.Sprintf("%s=%s: expected a number of CPUs, 1 or more", what, value)}
 	}
 	return n, nil
-}
-
-func firstOf(values ...string) string {
-	for _, v := range values {
-		if v != "" {
-			return v
-		}
-	}
-	return ""
 }
