@@ -94,13 +94,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 }
 
-// name names a side for people.
-func (s *side) name() string {
-	if s.o.Version != "" {
-		return s.o.Version
-	}
-	return s.o.Path
-}
+func (s *side) name() string { return version(s.o) }
 
 // do does what an entry asks for. The error is one of Out.
 func (s *session) do(ctx context.Context, entry, word, argument string) error {

@@ -45,7 +45,7 @@ func RunFile(ctx context.Context, engine xsnap.Options, file string, asJSON bool
 	if err != nil {
 		return err
 	}
-	result := Result{Version: engine.Version, Result: showBytes(reply.Payload), Meter: reply.Meter}
+	result := Result{Version: version(engine), Result: showBytes(reply.Payload), Meter: reply.Meter}
 	if len(reply.Payload) == 0 {
 		s := &side{o: engine, heard: io.Discard}
 		defer s.kill()
@@ -62,6 +62,17 @@ func RunFile(ctx context.Context, engine xsnap.Options, file string, asJSON bool
 	}
 	_, err = fmt.Fprintf(out, "%s\n%s\n", result.Result, showMeter(result.Meter))
 	return err
+}
+
+// version names an engine for people: by its version ID if it has one.
+func version(engine xsnap.Options) string {
+	switch {
+	case engine.Version != "":
+		return engine.Version
+	case engine.Engine != nil:
+		return engine.Engine.Version
+	}
+	return engine.Path
 }
 
 // evaluate evaluates a script as hosts do. What it prints is written before evaluate returns.

@@ -9,7 +9,7 @@ import (
 // Error says which worker failed at what. All errors of Start and of a [Worker] are of this type.
 type Error struct {
 	Worker  string // Options.Name
-	Version string // Options.Version, or that of the engine; empty if neither is known
+	Version string // the engine's; empty if it is a program without one
 	Doing   string // e.g. "evaluating a script"
 
 	// Err is a *GuestError, *ExitError, *ProtocolError, *SizeError, ErrClosed or ErrKilled, the error of the context, of a handler, a

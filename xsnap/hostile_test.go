@@ -16,12 +16,12 @@ import (
 	"time"
 )
 
-// program names the program that this test binary is, instead of tests.
-const program = "XSNAP_TEST_PROGRAM"
+// programEnv names the program that this test binary is, instead of tests.
+const programEnv = "XSNAP_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
-	if name := os.Getenv(program); name != "" {
-		run := programs[name]
+	if name := os.Getenv(programEnv); name != "" {
+		run := roles[name]
 		if run == nil {
 			panic("no program " + name)
 		}
@@ -38,8 +38,8 @@ var (
 	saveTo   = os.NewFile(7, "snapshot")
 )
 
-// programs are workers that no host should have, and other programs of these tests.
-var programs = map[string]func(){
+// roles are workers that no host should have, and other programs of these tests.
+var roles = map[string]func(){
 	"children": children,
 	"drive":    drive,
 
@@ -208,7 +208,7 @@ func TestHostile(t *testing.T) {
 			defer cancel()
 			var stdout bytes.Buffer
 			w, err := Start(ctx, Options{
-				Path: os.Args[0], Protocol: Level4, Name: "v1:bad", Version: "hostile", Env: []string{program + "=" + c.program}, Stdout: &stdout,
+				Path: os.Args[0], Protocol: Level4, Name: "v1:bad", Version: "hostile", Env: []string{programEnv + "=" + c.program}, Stdout: &stdout,
 				Handle: func(context.Context, []byte) ([]byte, error) { return nil, nil },
 			})
 			if err != nil {
@@ -251,7 +251,7 @@ func lives(pid int) bool {
 // TestNoChildren runs workers in a process of its own, which has no child left when all are closed, whatever became of them.
 func TestNoChildren(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), os.Args[0], native.options(t).Path)
-	cmd.Env = append(os.Environ(), program+"=children")
+	cmd.Env = append(os.Environ(), programEnv+"=children")
 	out, err := cmd.CombinedOutput()
 	if err != nil || string(out) != "none\n" {
 		t.Errorf("%s%v", out, err)

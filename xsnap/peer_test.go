@@ -71,7 +71,7 @@ func BenchmarkPeer(b *testing.B) {
 		cmd := exec.CommandContext(b.Context(), "node", filepath.Join(node, "drive.mjs"), strconv.Itoa(driveCount), string(heap), string(handlers))
 		measure(theirs, cmd)
 		cmd = exec.CommandContext(b.Context(), os.Args[0], worker)
-		cmd.Env = append(os.Environ(), program+"=drive")
+		cmd.Env = append(os.Environ(), programEnv+"=drive")
 		measure(ours, cmd)
 	}
 	for _, name := range slices.Sorted(maps.Keys(units)) {

@@ -18,14 +18,25 @@ import (
 // patience is how long a worker may take for what it does at once.
 var patience = 10 * time.Second
 
-func start(ctx context.Context, o Options) (_ *Worker, err error) {
+func start(ctx context.Context, options *Options) (_ *Worker, err error) {
+	program, err := options.resolve()
+	if err != nil {
+		return nil, err
+	}
+	started := false
+	defer func() {
+		if !started {
+			program.release() // otherwise wait does
+		}
+	}()
+	o := *options
 	if err := o.check(); err != nil {
 		return nil, err
 	}
 	if o.MaxMessage == 0 {
 		o.MaxMessage = DefaultMaxMessage
 	}
-	w := &Worker{o: o, ctx: ctx, stderr: &tail{to: o.Stderr}, exited: make(chan struct{})}
+	w := &Worker{o: o, ctx: ctx, program: program, stderr: &tail{to: o.Stderr}, exited: make(chan struct{})}
 	args := []string{o.Name}
 	var theirs [6]*os.File // descriptors 3 to 8; 5 and 6 are for a debugger and a profiler
 	pipes := [][2]**os.File{{&theirs[0], &w.commands}, {&w.replies, &theirs[1]}}
@@ -62,14 +73,15 @@ func start(ctx context.Context, o Options) (_ *Worker, err error) {
 			return nil, err
 		}
 	}
-	w.cmd = command(ctx, o.Emulator, o.Path, args...)
+	w.cmd = program.command(ctx, o.Emulator, args)
 	w.cmd.Dir = o.dir
 	w.cmd.Env = append(w.cmd.Env, o.Env...)
 	w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
-	w.cmd.ExtraFiles = theirs[:]
+	w.cmd.ExtraFiles = append(theirs[:], w.cmd.ExtraFiles...)
 	if err := w.cmd.Start(); err != nil {
 		return nil, err
 	}
+	started = true
 	closeFiles(theirs[:]...) // now, so that the end of the worker is the end of its pipes
 	w.in = bufio.NewReaderSize(w.replies, 64<<10)
 	w.out.w = w.commands
@@ -83,6 +95,20 @@ func start(ctx context.Context, o Options) (_ *Worker, err error) {
 		}
 	}
 	return w, nil
+}
+
+// command makes the command that runs the program.
+func (p *program) command(ctx context.Context, emulator, args []string) *exec.Cmd {
+	if p.file == nil {
+		return command(ctx, emulator, p.path, args...)
+	}
+	// The file is descriptor 9 there, after those of the protocol.
+	cmd := command(ctx, emulator, "/proc/self/fd/9", args...)
+	cmd.ExtraFiles = []*os.File{p.file}
+	if len(emulator) == 0 {
+		cmd.Args[0] = p.path
+	}
+	return cmd
 }
 
 // command makes the command that runs an engine.
@@ -99,7 +125,6 @@ func command(ctx context.Context, emulator []string, path string, args ...string
 
 // wait waits for the end of the process, ends what it has started itself, if it was not what it should be, and reaps it.
 func (w *Worker) wait(exited func()) {
-	defer exited()
 	pid := w.cmd.Process.Pid
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
 	}
@@ -118,6 +143,8 @@ func (w *Worker) wait(exited func()) {
 	default:
 		w.exit = err
 	}
+	exited()
+	w.program.release()
 	if w.ctx.Err() != nil {
 		w.closeFiles() // nobody may call Close any more
 	}

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/enginery/enginery/engines"
 )
 
 // Protocol levels. Each has what those before it have.
@@ -32,11 +34,16 @@ const DefaultMaxMessage = 12_000_000
 
 // Options say which worker to start, and how.
 type Options struct {
-	Path      string   // of the engine
-	Emulator  []string // command that the engine's command line follows, for an engine of another architecture
-	Protocol  int      // its protocol level
-	MeterType string   // label of its computrons, which every Meter bears: "xs-meter-28"
-	Version   string   // its version ID, for errors
+	// The engine: an installed version, an installed engine, or any program.
+	Version string          // version ID: "agoric-upgrade-22"; for a program it only names it in errors
+	Home    string          // folder of the installed engines; empty: engines.DefaultHome
+	Engine  *engines.Engine // in place of Home
+	Debug   bool            // its debug worker, which counts other computrons: not for consensus
+	Path    string          // of a program, in place of an installed engine
+
+	Emulator  []string // command that the program's command line follows, for one of another architecture
+	Protocol  int      // protocol level of a program; an installed engine's description says it
+	MeterType string   // label that every Meter of a program bears; an installed engine's description says it: "xs-meter-28"
 
 	Name string // for errors and ps; must not begin with "-"; "worker" if empty
 
@@ -79,6 +86,7 @@ type Reply struct {
 type Worker struct {
 	o        Options
 	ctx      context.Context
+	program  *program
 	cmd      *exec.Cmd
 	stderr   *tail
 	commands *os.File // write end of descriptor 3
@@ -108,7 +116,7 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 	if o.Name == "" {
 		o.Name = "worker"
 	}
-	w, err := start(ctx, o)
+	w, err := start(ctx, &o)
 	if err != nil {
 		return nil, o.explain("starting", err)
 	}
