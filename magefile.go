@@ -27,11 +27,13 @@ import (
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/release"
 	"github.com/enginery/enginery/reproduce"
+	bundles "github.com/enginery/enginery/supervisor-bundles"
 	"github.com/enginery/enginery/toolchain"
 )
 
 type (
 	Build     mg.Namespace
+	Bundles   mg.Namespace
 	Check     mg.Namespace
 	Golden    mg.Namespace
 	Manifest  mg.Namespace
@@ -59,6 +61,19 @@ func (Build) All(ctx context.Context) error {
 func (Build) Engine(ctx context.Context, pin string) error {
 	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
 		return w.BuildEngine(ctx, os.Stdout, opts.JSON, pin)
+	})
+}
+
+// Add writes a new pair of lockdown and supervisor bundles to supervisor-bundles/, with their digests. They come from the npm packages
+// @agoric/xsnap-lockdown and @agoric/swingset-xsnap-supervisor; give the version of each, and the name that recipes shall use. For
+// example: go tool mage bundles:add agoric-upgrade-16 0.14.1-u16.0 0.10.3-u16.1
+func (Bundles) Add(ctx context.Context, name, lockdown, supervisor string) error {
+	return with(ctx, func(ctx context.Context, w *release.Workshop) error {
+		file, err := bundles.Add(ctx, w.Store, "supervisor-bundles", name, lockdown, supervisor)
+		if err == nil {
+			fmt.Println("wrote", file)
+		}
+		return err
 	})
 }
 
