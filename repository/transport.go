@@ -152,7 +152,7 @@ func final(err error) bool {
 	}
 	var dns *net.DNSError
 	var cert *tls.CertificateVerificationError
-	return errors.Is(err, ErrNotFound) || errors.Is(err, errRedirect) || errors.Is(err, errUnusable) || errors.As(err, &cert) ||
+	return errors.Is(err, ErrNotFound) || errors.Is(err, errRedirect) || errors.As(err, &cert) ||
 		errors.As(err, &dns) && dns.IsNotFound
 }
 
@@ -164,8 +164,11 @@ type tries struct {
 	r       *registry
 	since   time.Time // when the registry was last known to be well
 	pause   *backoff.ExponentialBackOff
-	corrupt int
+	garbage int // answers
 }
+
+// maxGarbage bounds how often an answer that is none is asked for again: something on the way may be at fault, or the registry.
+const maxGarbage = 2
 
 func (r *registry) try() *tries {
 	b := backoff.NewExponentialBackOff()
@@ -188,8 +191,12 @@ func (t *tries) again(ctx context.Context, err error) error {
 	case errors.Is(err, ErrNotFound):
 		return err
 	case errors.As(err, &corrupt):
-		if t.corrupt++; t.corrupt > 1 {
+		if t.garbage++; t.garbage > maxGarbage {
 			return err
+		}
+	case errors.Is(err, errUnusable):
+		if t.garbage++; t.garbage > maxGarbage {
+			return &UnavailableError{t.r.name, err}
 		}
 	case final(err):
 		return &UnavailableError{t.r.name, err}

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -143,7 +144,7 @@ var distribution = sync.OnceValues(func() ([]byte, error) {
 // Fault is what goes wrong with one answer. The zero Fault is that nothing does.
 type Fault struct {
 	Kind  Kind
-	After int64 // bytes of the body that are as they should be; not of Status
+	After int64 // bytes of the body that are as they should be; not of Status. 0 of a connection's end: not even the header comes
 	Code  int   // of Status
 }
 
@@ -240,10 +241,10 @@ func (w *troubled) WriteHeader(code int) {
 	if w.fault.Kind == Short {
 		w.Header().Del("Content-Length")
 	}
-	w.ResponseWriter.WriteHeader(code)
-	if w.fault.Kind != Fine && w.fault.After == 0 {
-		w.Write(nil)
+	if w.fault.After == 0 && slices.Contains([]Kind{Stall, Truncate, Reset}, w.fault.Kind) {
+		w.end() // of an answer without a body, its status is all
 	}
+	w.ResponseWriter.WriteHeader(code)
 }
 
 func (w *troubled) Write(p []byte) (int, error) {
@@ -266,9 +267,16 @@ func (w *troubled) Write(p []byte) (int, error) {
 	if err := http.NewResponseController(w.ResponseWriter).Flush(); err != nil {
 		return 0, err
 	}
-	switch w.fault.Kind {
-	case Short:
+	if w.fault.Kind == Short {
 		return len(p), nil
+	}
+	w.end()
+	return 0, nil
+}
+
+// end does not return: no more of the answer comes.
+func (w *troubled) end() {
+	switch w.fault.Kind {
 	case Stall:
 		select {
 		case <-w.over:
