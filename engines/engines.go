@@ -26,7 +26,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -108,11 +107,10 @@ func (e *Engine) files() map[string]*File {
 // ErrNotInstalled says that a node does not have a version.
 var ErrNotInstalled = errors.New("not installed")
 
-var versionPattern = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,127}$`)
-
 // CheckVersion returns an error if a version ID cannot be one.
 func CheckVersion(version string) error {
-	if !versionPattern.MatchString(version) {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	if len(version) == 0 || len(version) > 128 || !strings.Contains(letters, version[:1]) || strings.Trim(version, letters+".-") != "" {
 		return fmt.Errorf("version ID %q: expected lower-case letters, digits, dots and dashes", version)
 	}
 	return nil
