@@ -458,8 +458,12 @@ func TestCopyResumes(t *testing.T) {
 			from, to := &counter{Repository: open(t, "oci:"+t.TempDir())}, &counter{Repository: start(t)}
 			root := fill(t, from.Repository, "v1", 10_000)
 			broken := errors.New("broken off")
+			patience := time.Minute
+			if name == "oci" { // which takes one blob at a time, so that they may wait for the one that fails
+				patience = 100 * time.Millisecond
+			}
 			from.fail = func() error { // the fifth blob fails when the four before it are there
-				for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+				for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 					to.mu.Lock()
 					n := len(to.pushed)
 					to.mu.Unlock()
@@ -485,7 +489,7 @@ func TestCopyResumes(t *testing.T) {
 					t.Errorf("%s was read again", d)
 				}
 			}
-			if len(done) != 4 || len(from.read) == 0 {
+			if len(done) != 4 && name != "oci" || len(from.read) == 0 {
 				t.Errorf("%d blobs at first, %d later", len(done), len(from.read))
 			}
 			if all(t, from.Repository, root) != all(t, to, root) {

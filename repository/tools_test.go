@@ -1,0 +1,184 @@
+package repository_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/enginery/enginery/internal/registrytest"
+	"github.com/enginery/enginery/repository"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// install compiles a program of a module, as its users do, and returns a function that runs it and returns its output.
+func install(t testing.TB, program string) func(args ...string) []byte {
+	t.Helper()
+	bin, home := t.TempDir(), t.TempDir()
+	cmd := exec.Command("go", "install", program)
+	cmd.Env = append(os.Environ(), "GOBIN="+bin, "GOFLAGS=")
+	cmd.Dir = home // not of this module
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go install %s: %v\n%s", program, err, out)
+	}
+	files, err := filepath.Glob(filepath.Join(bin, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("go install %s made %v", program, files)
+	}
+	return func(args ...string) []byte {
+		t.Helper()
+		cmd := exec.Command(files[0], args...)
+		cmd.Env = append(os.Environ(), "HOME="+home, "DOCKER_CONFIG="+home)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s %s: %v\n%s%s", program, strings.Join(args, " "), err, out, &stderr)
+		}
+		return out
+	}
+}
+
+const (
+	orasCommand  = "oras.land/oras/cmd/oras@v1.3.6"
+	craneCommand = "github.com/google/go-containerregistry/cmd/crane@v0.22.1"
+)
+
+// TestPrograms has oras and crane read what Handler serves and what Copy wrote, and reads what they write.
+func TestPrograms(t *testing.T) {
+	var wg sync.WaitGroup
+	var oras, crane func(args ...string) []byte
+	wg.Go(func() { oras = install(t, orasCommand) })
+	wg.Go(func() { crane = install(t, craneCommand) })
+	wg.Wait()
+
+	dir := t.TempDir()
+	layout := open(t, "oci:"+dir)
+	root := fill(t, layout, "v1", 100_000)
+	want := all(t, layout, root)
+	server := httptest.NewServer(repository.Handler(dir))
+	defer server.Close()
+	distribution := registrytest.StartDistribution(t) + "/a/b"
+	oci := registrytest.StartOCI(t) + "/a/b"
+	for _, to := range []string{distribution, oci} {
+		if _, err := repository.Copy(t.Context(), layout, open(t, to), "v1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := layout.Manifest(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(data, &index); err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range []string{strings.TrimPrefix(server.URL, "http://") + "/a/b", distribution, oci} {
+		if got := strings.TrimSpace(string(crane("digest", from+":v1"))); got != root.Digest.String() {
+			t.Errorf("crane digest: %s, want %s", got, root.Digest)
+		}
+		if got := crane("manifest", from+":v1"); !bytes.Equal(bytes.TrimSpace(got), data) {
+			t.Errorf("crane manifest: %s, want %s", got, data)
+		}
+		if tags := strings.Fields(string(crane("ls", from))); !slices.Contains(tags, "v1") {
+			t.Errorf("crane ls: %s", tags)
+		}
+		crane("pull", "--format=oci", from+":v1", filepath.Join(t.TempDir(), "pulled"))
+		if from != oci { // which gives referrers the types of their configs
+			var found struct {
+				Referrers []struct{ Digest, ArtifactType string }
+			}
+			out := oras("discover", "--plain-http", "--format", "json", "--depth", "1", "--artifact-type", signature, from+":v1")
+			if err := json.Unmarshal(out, &found); err != nil {
+				t.Fatal(err)
+			}
+			referrers, err := layout.Referrers(t.Context(), root.Digest, signature)
+			if err != nil || len(found.Referrers) != 1 || len(referrers) != 1 || found.Referrers[0].Digest != referrers[0].Digest.String() {
+				t.Errorf("oras discover: %s, want %v, %v", out, referrers, err)
+			}
+		}
+		// What oras copies, with all referrers, is what we have.
+		back := filepath.Join(t.TempDir(), "back")
+		oras("cp", "--no-tty", "--recursive", "--from-plain-http", "--to-oci-layout", from+":v1", back+":v1")
+		copied := open(t, "oci:"+back)
+		d, err := copied.Resolve(t.Context(), "v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := all(t, copied, d); got != want {
+			t.Errorf("oras copied from %s\n%s\nwant\n%s", from, got, want)
+		}
+	}
+	// Ours, from a layout to oras.
+	if got := oras("manifest", "fetch", "--oci-layout", dir+":v1"); !bytes.Equal(got, data) {
+		t.Errorf("oras manifest fetch: %s", got)
+	}
+	// And what oras attaches, we find.
+	file := filepath.Join(t.TempDir(), "note")
+	if err := os.WriteFile(file, []byte("note"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []string{distribution, oci} {
+		oras("attach", "--no-tty", "--plain-http", "--disable-path-validation", "--artifact-type", "application/vnd.test.note", to+":v1", file)
+		if got, err := open(t, to).Referrers(t.Context(), root.Digest, "application/vnd.test.note"); err != nil || len(got) != 1 {
+			t.Errorf("attached by oras in %s: %v, %v", to, got, err)
+		}
+	}
+	oras("attach", "--no-tty", "--oci-layout", "--disable-path-validation", "--artifact-type", "application/vnd.test.note", dir+":v1", file)
+	if got, err := layout.Referrers(t.Context(), root.Digest, "application/vnd.test.note"); err != nil || len(got) != 1 {
+		t.Errorf("attached by oras in the layout: %v, %v", got, err)
+	}
+}
+
+// BenchmarkCopy copies a version of 8 MB out of a registry into a layout and into a registry, and has crane do what comes nearest: that
+// checks the bytes as well, and leaves the referrers behind.
+func BenchmarkCopy(b *testing.B) {
+	crane := install(b, craneCommand)
+	upstream := registrytest.StartDistribution(b)
+	from := open(b, upstream+"/a")
+	fill(b, from, "v1", 8<<20/3)
+	b.Run("to a layout", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := repository.Copy(b.Context(), open(b, upstream+"/a"), open(b, "oci:"+b.TempDir()), "v1"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("to a layout by crane", func(b *testing.B) {
+		for b.Loop() {
+			crane("pull", "--format=oci", upstream+"/a:v1", filepath.Join(b.TempDir(), "oci"))
+		}
+	})
+	b.Run("to a registry", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			to := registrytest.StartDistribution(b)
+			b.StartTimer()
+			if _, err := repository.Copy(b.Context(), open(b, upstream+"/a"), open(b, to+"/a"), "v1"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("to a registry by crane", func(b *testing.B) {
+		for b.Loop() {
+			b.StopTimer()
+			to := registrytest.StartDistribution(b)
+			b.StartTimer()
+			crane("copy", upstream+"/a:v1", to+"/a:v1")
+		}
+	})
+	b.Run("again", func(b *testing.B) {
+		to := open(b, "oci:"+b.TempDir())
+		for b.Loop() {
+			if _, err := repository.Copy(b.Context(), from, to, "v1"); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
