@@ -930,6 +930,8 @@ func TestNothingOutlives(t *testing.T) {
 				soon(t, name, func() { <-w.exited })
 				if name != "context" {
 					w.Close()
+				} else if err := w.replies.Close(); !errors.Is(err, os.ErrClosed) {
+					t.Errorf("after the end of its context a pipe is open: %v", err)
 				}
 				if err := syscall.Kill(w.cmd.Process.Pid, 0); err != syscall.ESRCH {
 					t.Errorf("%s: the process is still there: %v", name, err)
