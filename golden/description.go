@@ -18,7 +18,7 @@ import (
 // description is the Vector of results about the engine description.
 const description = "description"
 
-// checkDescription compares what the recipe says of the engine with what the engine shows.
+// checkDescription compares what the recipe says of the engine with what the engine shows, and its source, if that is at hand.
 func checkDescription(ctx context.Context, e Engine, r *recipes.Recipe) ([]Result, error) {
 	version, err := xsnap.Version(ctx, e.Path, e.Emulator...)
 	if err != nil {
@@ -48,6 +48,14 @@ func checkDescription(ctx context.Context, e Engine, r *recipes.Recipe) ([]Resul
 		{Label: "snapshot signature", Expected: r.Engine.SnapshotSignature, Found: header.signature},
 		{Label: "own snapshot", Expected: "loads", Found: load(ctx, e, r, &heap)},
 	}
+	if e.Source != nil {
+		found, err := HostCallbacks(e.Source)
+		result := Result{Label: "host callbacks", Expected: strconv.Itoa(r.Engine.HostCallbacks), Found: strconv.Itoa(found)}
+		if err != nil {
+			result.Found = err.Error()
+		}
+		results = append(results, result)
+	}
 	for i := range results {
 		results[i].Vector = description
 		results[i].OK = results[i].Expected == results[i].Found
@@ -60,6 +68,9 @@ var (
 	callbackTable = regexp.MustCompile(`(?s)gxSnapshotCallbacks\[mxSnapshotCallbackCount\] = \{(.*?)\};`)
 	callbackEntry = regexp.MustCompile(`^(\w+),?\s*(//.*)?$`)
 )
+
+// WorkerSource is where xsnap-native has the worker's own source.
+const WorkerSource = "xsnap/sources/xsnap-worker.c"
 
 // HostCallbacks counts the entries of the worker's table of host callbacks in its source, xsnap-worker.c: what snapshots refer to by index
 // does not show from outside.

@@ -32,6 +32,7 @@ type Engine struct {
 	Path                 string   // of the binary
 	Emulator             []string // see xsnap.Options
 	Lockdown, Supervisor []byte   // the bundles as published; needed by vectors that evaluate them
+	Source               []byte   // its xsnap-worker.c, if that is at hand: it shows what the engine does not
 }
 
 // Result is the outcome of one observation.

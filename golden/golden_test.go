@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"runtime"
@@ -24,11 +22,26 @@ import (
 
 var platforms = []string{"linux/amd64", "linux/arm64"}
 
+// source returns a version's xsnap-worker.c.
+func source(t testing.TB, r *recipes.Recipe) []byte {
+	t.Helper()
+	s := enginetest.Store(t)
+	if err := enginetest.Fetch(s)(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	found, err := s.ReadFile(r.Pin.XsnapNative.Tree, WorkerSource)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
 // engine returns a version's worker with what its vectors need.
 func engine(t testing.TB, r *recipes.Recipe, platform, goal string) Engine {
 	t.Helper()
 	e := Engine{Path: enginetest.Worker(t, r.ID, platform, goal)}
 	e.Lockdown, e.Supervisor = enginetest.Bundles(t, r)
+	e.Source = source(t, r)
 	var err error
 	if e.Emulator, err = Emulator(platform); err != nil {
 		t.Fatal(err)
@@ -54,7 +67,7 @@ func TestCheck(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					labels := 5 // of the description
+					labels := 6 // of the description
 					for _, expected := range r.Golden[goal] {
 						labels += len(expected)
 					}
@@ -197,6 +210,8 @@ func TestCheckFinds(t *testing.T) {
 		{"VERS", func(r *recipes.Recipe, _ *Engine) { r.Engine.SnapshotVersion = "13.2.0" }, "description snapshot version"},
 		{"SIGN", func(r *recipes.Recipe, _ *Engine) { r.Engine.SnapshotSignature = "xsnap 2" }, "description snapshot signature"},
 		{"protocol level", func(r *recipes.Recipe, _ *Engine) { r.Engine.Protocol = 3 }, "description protocol level"},
+		{"host callbacks", func(r *recipes.Recipe, _ *Engine) { r.Engine.HostCallbacks++ }, "description host callbacks"},
+		{"no table", func(_ *recipes.Recipe, e *Engine) { e.Source = []byte("int main;\n") }, "description host callbacks"},
 		{"no bundle", func(_ *recipes.Recipe, e *Engine) { e.Lockdown = nil }, "reading the lockdown bundle"},
 		{"empty bundle", func(_ *recipes.Recipe, e *Engine) { e.Supervisor = []byte("{}") }, "the supervisor bundle has no source"},
 		{"bundle that throws", func(_ *recipes.Recipe, e *Engine) { e.Lockdown = []byte(`{"source":"() => { throw Error('no') }"}`) },
@@ -330,20 +345,9 @@ func TestLoadsSnapshotsOf(t *testing.T) {
 
 // The sources have the number of host callbacks and the signature that the description says.
 func TestDescriptionOfSources(t *testing.T) {
-	s := enginetest.Store(t)
 	for _, id := range enginetest.NPM {
 		r := enginetest.Recipe(t, id)
-		if err := enginetest.Fetch(s)(t.Context(), r); err != nil {
-			t.Fatal(err)
-		}
-		dir := t.TempDir()
-		if err := s.Checkout(t.Context(), r.Pin.XsnapNative.Tree, filepath.Join(dir, "tree")); err != nil {
-			t.Fatal(err)
-		}
-		source, err := os.ReadFile(filepath.Join(dir, "tree/xsnap/sources/xsnap-worker.c"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		source := source(t, r)
 		if n, err := HostCallbacks(source); err != nil || n != r.Engine.HostCallbacks {
 			t.Errorf("%s: %d host callbacks, %v; the description says %d", id, n, err, r.Engine.HostCallbacks)
 		}

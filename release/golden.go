@@ -76,6 +76,12 @@ func (w *Workshop) eachWorker(ctx context.Context, v *Version, f func(platform, 
 			return err
 		}
 	}
+	var source []byte
+	if tree := v.Recipe.Pin.XsnapNative.Tree; w.Store.HasTree(tree) {
+		if source, err = w.Store.ReadFile(tree, golden.WorkerSource); err != nil {
+			return err
+		}
+	}
 	for i, worker := range v.Outputs.Workers {
 		emulator, err := golden.Emulator(worker.Platform)
 		if err != nil {
@@ -87,7 +93,7 @@ func (w *Workshop) eachWorker(ctx context.Context, v *Version, f func(platform, 
 		}
 		name := worker.Platform + " " + worker.Goal
 		task := progress.Start(ctx, "golden vectors "+v.Recipe.ID+" "+name, 0)
-		err = f(worker.Platform, worker.Goal, golden.Engine{Path: path, Emulator: emulator, Lockdown: lockdown, Supervisor: supervisor})
+		err = f(worker.Platform, worker.Goal, golden.Engine{Path: path, Emulator: emulator, Lockdown: lockdown, Supervisor: supervisor, Source: source})
 		task.Done(err)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -168,6 +168,14 @@ func TestCheckoutIsIndependentOfUmask(t *testing.T) {
 	if got := fmt.Sprint(names); got != "[d/e/f d/l d/x]" {
 		t.Errorf("Walk visited %s", got)
 	}
+	if b, err := s.ReadFile(root, "d/e/f"); err != nil || string(b) != "f" {
+		t.Errorf("ReadFile gave %q, %v", b, err)
+	}
+	for _, name := range []string{"d/e", "d/l", "f"} {
+		if b, err := s.ReadFile(root, name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("ReadFile of %s, which is no file there, gave %q, %v", name, b, err)
+		}
+	}
 }
 
 func TestResults(t *testing.T) {

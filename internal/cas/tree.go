@@ -334,6 +334,24 @@ func (s *Store) walk(d Digest, dir string, fn func(string, Node) error) error {
 	return nil
 }
 
+// ReadFile returns the content of a file of a tree, checked. The error is fs.ErrNotExist if the tree has no such file.
+func (s *Store) ReadFile(root Digest, name string) ([]byte, error) {
+	var found *Digest
+	err := s.Walk(root, func(path string, n Node) error {
+		if path == name && n.Target == "" {
+			found = &n.Digest
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if found == nil {
+		return nil, &fs.PathError{Op: "reading from tree " + root.String(), Path: name, Err: fs.ErrNotExist}
+	}
+	return s.ReadAll(*found)
+}
+
 // Checkout writes the tree root to dest, which must be absent or empty: files 0644 or 0755, directories 0755, all with
 // the modification time Epoch. Every byte is checked on the way.
 func (s *Store) Checkout(ctx context.Context, root Digest, dest string) error {
