@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/enginery/enginery/artifact"
@@ -281,6 +282,24 @@ func TestOrderArrivesWhole(t *testing.T) {
 	}
 	if _, err := readOrder(bytes.NewReader(encoded[:len(encoded)/2])); err == nil {
 		t.Error("half an order was accepted")
+	}
+}
+
+// TestSecondBuildNamesWhatFails has one of two versions fail to compile: the other is built, and the answer says why the first is not.
+func TestSecondBuildNamesWhatFails(t *testing.T) {
+	good, bad := small(t, "agoric-upgrade-16"), small(t, "agoric-upgrade-17")
+	bad.CFlags = append(bad.CFlags, "-fno-such-flag")
+	w := workshop(t)
+	o := newOrder(t.TempDir(), Environment{}, []*recipes.Recipe{bad, good})
+	o.Store, o.ToolchainFrom, o.Umask = w.Store.Dir(), w.ToolchainFrom, 0o022
+	before := syscall.Umask(o.Umask)
+	defer syscall.Umask(before)
+	r, err := buildOrder(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Versions) != 1 || r.Versions[0].Manifest.Version != good.ID || len(r.Failed) != 1 || !strings.Contains(r.Failed[bad.ID], "-fno-such-flag") {
+		t.Errorf("built %d versions, failed: %q; want %s to be built, and why %s is not", len(r.Versions), r.Failed, good.ID, bad.ID)
 	}
 }
 
