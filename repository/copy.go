@@ -193,10 +193,17 @@ func (c *copier) drop(ctx context.Context, n *node, what string) {
 
 // read reads a manifest, and returns those that it leads to.
 func (c *copier) read(ctx context.Context, n *node) ([]*node, error) {
+	var referrers []ocispec.Descriptor
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		referrers, err = c.from.Referrers(ctx, n.d.Digest, "")
+		return err
+	})
 	var err error
 	if n.data, err = c.from.Manifest(ctx, n.d); err == nil {
 		n.m, err = parse(n.data, n.d.MediaType)
 	}
+	defer g.Wait()
 	if n.subject != "" { // a list of referrers may be out of date
 		switch {
 		case errors.Is(err, ErrNotFound):
@@ -215,8 +222,7 @@ func (c *copier) read(ctx context.Context, n *node) ([]*node, error) {
 	for _, d := range n.m.Manifests {
 		found = append(found, &node{d: d})
 	}
-	referrers, err := c.from.Referrers(ctx, n.d.Digest, "")
-	if err != nil {
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	for _, d := range referrers {
@@ -249,6 +255,10 @@ func (c *copier) pushBlobs(ctx context.Context) error {
 			s := &source{ctx: gctx, from: c.from, d: d, task: c.task}
 			defer s.Close()
 			err := c.to.PushBlob(gctx, d, s)
+			var corrupt *CorruptError
+			if errors.As(err, &corrupt) {
+				return &CorruptError{c.from.Name(), d, corrupt.Found}
+			}
 			if err == nil {
 				c.task.Add(d.Size - s.told) // it was there
 			}
@@ -291,7 +301,7 @@ func (c *copier) pushManifests(ctx context.Context) error {
 	return nil
 }
 
-// source reads a blob of a repository, checked, from when it is first read.
+// source reads a blob of a repository, from when it is first read. Who it is pushed to checks it.
 type source struct {
 	ctx  context.Context
 	from Repository
@@ -300,7 +310,6 @@ type source struct {
 	told int64 // bytes
 	n    int64
 	body io.ReadCloser
-	r    io.Reader
 }
 
 func (s *source) Read(p []byte) (int, error) {
@@ -309,9 +318,9 @@ func (s *source) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		s.body, s.r, s.n = body, newChecked(body, s.d, s.from.Name()), 0
+		s.body, s.n = body, 0
 	}
-	n, err := s.r.Read(p)
+	n, err := s.body.Read(p)
 	if s.n += int64(n); s.n > s.told {
 		s.task.Add(s.n - s.told)
 		s.told = s.n

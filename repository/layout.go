@@ -202,7 +202,11 @@ func (l *layout) PushBlob(ctx context.Context, d ocispec.Descriptor, r io.ReadSe
 	if _, err := r.Seek(0, io.SeekStart); err != nil {
 		return fmt.Errorf("pushing %s to %s: %w", d.Digest, l.Name(), err)
 	}
-	if err := ocilayout.WriteBlob(ctx, l.dir, d, newChecked(&contextReader{ctx, r}, d, "what was to be pushed to "+l.Name())); err != nil {
+	err := ocilayout.WriteBlob(ctx, l.dir, d, &contextReader{ctx, r})
+	var corrupt *ocilayout.CorruptError
+	if errors.As(err, &corrupt) {
+		return &CorruptError{"what was to be pushed to " + l.Name(), d, corrupt.Found}
+	} else if err != nil {
 		return fmt.Errorf("pushing %s to %s: %w", d.Digest, l.Name(), err)
 	}
 	return nil

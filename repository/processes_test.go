@@ -1,15 +1,23 @@
 package repository_test
 
 import (
+	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/enginery/enginery/repository"
+	"github.com/google/go-containerregistry/pkg/registry"
 )
 
 // writerEnv makes the test's program one that fills a layout: "DIR TAG COUNT".
@@ -97,5 +105,49 @@ func TestKilledProcessesLeaveALayoutWhole(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(dir, "blobs", "sha256", ".*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left %v, %v", left, err)
+	}
+}
+
+// tlsEnv makes the test's program the client of a registry.
+const tlsEnv = "TEST_REPOSITORY_TLS"
+
+// TestTLSClient is what TestTLS runs.
+func TestTLSClient(t *testing.T) {
+	if address := os.Getenv(tlsEnv); address != "" {
+		r := open(t, address+"/a", repository.Patience(2*time.Second))
+		testReading(t, r, fill(t, r, "v1", 3_000_000))
+	}
+}
+
+// TestTLS speaks HTTP/2 with a registry whose certificate the system trusts, and not at all with one whose it does not.
+func TestTLS(t *testing.T) {
+	var versions sync.Map
+	registry := registry.New(registry.WithReferrersSupport(true), registry.Logger(log.New(io.Discard, "", 0)))
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		versions.Store(req.Proto, true)
+		registry.ServeHTTP(w, req)
+	}))
+	server.EnableHTTP2 = true
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	address := strings.TrimPrefix(server.URL, "https://")
+	certificate := filepath.Join(t.TempDir(), "cert.pem")
+	block := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(certificate, block, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestTLSClient$")
+	cmd.Env = append(os.Environ(), tlsEnv+"="+address, "SSL_CERT_FILE="+certificate)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if _, ok := versions.Load("HTTP/2.0"); !ok {
+		t.Error("no HTTP/2")
+	}
+	var unavailable *repository.UnavailableError
+	_, err := open(t, address+"/a", repository.Patience(time.Second)).Resolve(t.Context(), "v1")
+	if !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("a certificate that nobody vouches for: %v", err)
 	}
 }

@@ -314,23 +314,28 @@ func (r *registry) Referrers(ctx context.Context, subject digest.Digest, artifac
 	if !isDigest(subject.String()) {
 		return nil, fmt.Errorf("digest %q: expected sha256:…", subject)
 	}
-	all, _, err := r.listed(ctx, r.pull, subject)
-	if err != nil {
-		return nil, err
-	}
-	tagged, err := ask(ctx, r, func(ctx context.Context) ([]ocispec.Descriptor, error) {
-		index, err := r.fallbackIndex(ctx, r.pull, subject)
-		if errors.Is(err, errUnusable) { // somebody else's tag
-			return nil, nil
-		} else if err != nil {
-			return nil, err
-		}
-		return index.Manifests, nil
+	var listed, tagged []ocispec.Descriptor
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		listed, _, err = r.listed(gctx, r.pull, subject)
+		return err
 	})
-	if err != nil {
+	g.Go(func() (err error) {
+		tagged, err = ask(gctx, r, func(ctx context.Context) ([]ocispec.Descriptor, error) {
+			index, err := r.fallbackIndex(ctx, r.pull, subject)
+			if errors.Is(err, errUnusable) { // somebody else's tag
+				return nil, nil
+			} else if err != nil {
+				return nil, err
+			}
+			return index.Manifests, nil
+		})
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	all = append(all, tagged...)
+	all := slices.Concat(listed, tagged)
 	slices.SortStableFunc(all, func(x, y ocispec.Descriptor) int { return cmp.Compare(x.Digest, y.Digest) })
 	all = slices.CompactFunc(all, func(x, y ocispec.Descriptor) bool { return x.Digest == y.Digest })
 	if err := r.retype(ctx, all); err != nil {

@@ -538,6 +538,37 @@ func TestLayoutRepairs(t *testing.T) {
 	}
 }
 
+// TestLayoutDamage finds a damaged referrer, and the others beside it.
+func TestLayoutDamage(t *testing.T) {
+	dir := t.TempDir()
+	r := open(t, "oci:"+dir)
+	root := pushImage(t, r, version, "v1", nil)
+	bad := pushImage(t, r, signature, "", &root, random(10))
+	good := pushImage(t, r, signature, "", &root, random(10))
+	path := filepath.Join(dir, "blobs/sha256", bad.Digest.Encoded())
+	if err := errors.Join(os.Remove(path), os.WriteFile(path, []byte("{}"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := r.Referrers(t.Context(), root.Digest, signature)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("referrers %v, %v; want %v and %v", got, err, bad, good)
+	}
+	for _, d := range got {
+		_, err := r.Manifest(t.Context(), d)
+		var corrupt *repository.CorruptError
+		if errors.As(err, &corrupt) != (d.Digest == bad.Digest) {
+			t.Errorf("%s: %v", d.Digest, err)
+		}
+	}
+	var corrupt *repository.CorruptError
+	if _, err := r.Resolve(t.Context(), bad.Digest.String()); err == nil {
+		t.Error("resolved what is damaged")
+	}
+	if _, err := repository.Copy(t.Context(), r, open(t, "oci:"+t.TempDir()), "v1"); !errors.As(err, &corrupt) {
+		t.Errorf("copying it: %v", err)
+	}
+}
+
 // TestConcurrentReferrers has many push referrers of one subject at the same time.
 func TestConcurrentReferrers(t *testing.T) {
 	for name, start := range writable {

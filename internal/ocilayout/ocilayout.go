@@ -155,7 +155,8 @@ func Read(dir string, d ocispec.Descriptor, max int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// WriteBlob writes a blob under its digest, in place of what is there. It is whole, or a *CorruptError and not written.
+// WriteBlob writes a blob under its digest, in place of what is there. It is whole, or a *CorruptError and not written. That it is there
+// lasts from the next UpdateIndex on.
 func WriteBlob(ctx context.Context, dir string, d ocispec.Descriptor, r io.Reader) error {
 	path, err := BlobPath(dir, d)
 	if err != nil {
@@ -169,14 +170,10 @@ func WriteBlob(ctx context.Context, dir string, d ocispec.Descriptor, r io.Reade
 		return err
 	}
 	defer unlock()
-	err = WriteFile(path, 0o444, func(f *os.File) error {
+	return WriteFile(path, 0o444, func(f *os.File) error {
 		_, err := io.Copy(f, newVerifier(r, d, "what is to be written to "+path))
 		return err
 	})
-	if err != nil {
-		return err
-	}
-	return SyncDir(blobsDir(dir))
 }
 
 // ReadIndex reads a layout's index.json. The error is fs.ErrNotExist if there is no layout.
@@ -223,6 +220,9 @@ func UpdateIndex(ctx context.Context, dir string, change func(*ocispec.Index)) e
 			strings.Compare(x.Digest.String(), y.Digest.String()),
 		)
 	})
+	if err := SyncDir(blobsDir(dir)); err != nil { // nothing is listed that a crash can take away
+		return err
+	}
 	content, err := json.MarshalIndent(index, "", "  ")
 	if err != nil {
 		return err
@@ -301,7 +301,8 @@ func lock(ctx context.Context, dir string, how int) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for waited := false; ; waited = true {
+	said := false
+	for start, pause := time.Now(), 100*time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
 		err := unix.Flock(int(d.Fd()), how|unix.LOCK_NB)
 		if err == nil {
 			return func() { d.Close() }, nil
@@ -310,14 +311,15 @@ func lock(ctx context.Context, dir string, how int) (unlock func(), err error) {
 			d.Close()
 			return nil, fmt.Errorf("locking the layout %s: %w", dir, err)
 		}
-		if !waited {
-			progress.Logf(ctx, "waiting for another process that writes to %s", dir)
+		if !said && time.Since(start) > time.Second {
+			progress.Logf(ctx, "waiting for others that write to %s", dir)
+			said = true
 		}
 		select {
 		case <-ctx.Done():
 			d.Close()
 			return nil, ctx.Err()
-		case <-time.After(10 * time.Millisecond):
+		case <-time.After(pause):
 		}
 	}
 }
