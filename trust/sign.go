@@ -1,0 +1,186 @@
+package trust
+
+import (
+	"bytes"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/enginery/enginery/artifact"
+	"github.com/opencontainers/go-digest"
+	"github.com/sigstore/cosign/v2/pkg/cosign"
+	"github.com/sigstore/cosign/v2/pkg/cosign/env"
+	cosignsignature "github.com/sigstore/cosign/v2/pkg/signature"
+	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
+	"github.com/sigstore/sigstore-go/pkg/root"
+	"github.com/sigstore/sigstore-go/pkg/sign"
+	"github.com/sigstore/sigstore/pkg/cryptoutils"
+	"github.com/sigstore/sigstore/pkg/signature"
+	signatureoptions "github.com/sigstore/sigstore/pkg/signature/options"
+	"google.golang.org/protobuf/encoding/protojson"
+)
+
+// PasswordEnv is the environment variable that has the password of a private key, as for cosign.
+const PasswordEnv = string(env.VariablePassword)
+
+// GenerateKey makes a key pair: the private key in the encrypted form of cosign.key, the public key in PEM as cosign.pub.
+func GenerateKey(password []byte) (private, public []byte, err error) {
+	keys, err := cosign.GenerateKeyPair(func(bool) ([]byte, error) { return password, nil })
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a key pair: %w", err)
+	}
+	return keys.PrivateBytes, keys.PublicBytes, nil
+}
+
+// Signer signs in somebody's name.
+type Signer struct {
+	keypair sign.Keypair
+	options sign.BundleOptions
+}
+
+// OpenSigner returns the signer of a private key: a file in the form of cosign.key, or a KMS reference or other URI as cosign takes them
+// (awskms://, gcpkms://, azurekms://, hashivault://, k8s://, env://). password is asked for that of a file.
+func OpenSigner(ctx context.Context, ref string, password func() ([]byte, error)) (*Signer, error) {
+	if !strings.Contains(ref, "://") {
+		if _, err := os.Stat(ref); err != nil {
+			return nil, fmt.Errorf("opening the private key: %w; make one with: go tool mage release:key NAME", err)
+		}
+	}
+	sv, err := cosignsignature.SignerVerifierFromKeyRef(ctx, ref, func(bool) ([]byte, error) { return password() }, nil)
+	if err != nil {
+		return nil, fmt.Errorf("opening the private key %s: %w", ref, err)
+	}
+	k, err := newKeypair(sv)
+	if err != nil {
+		return nil, fmt.Errorf("opening the private key %s: %w", ref, err)
+	}
+	return &Signer{keypair: k}, nil
+}
+
+// Services are those of a sigstore deployment.
+type Services struct {
+	Fulcio, Rekor string // addresses; Rekor may be empty for a key
+	TrustedRoot   root.TrustedMaterial
+}
+
+// Keyless returns a signer with a key that lives for one signature, for which Fulcio certifies the identity in an OIDC token.
+func Keyless(token string, s Services) (*Signer, error) {
+	k, err := sign.NewEphemeralKeypair(nil)
+	if err != nil {
+		return nil, err
+	}
+	if s.Fulcio == "" || s.Rekor == "" {
+		return nil, errors.New("signing without a key needs the addresses of Fulcio and Rekor")
+	}
+	signer := &Signer{keypair: k, options: sign.BundleOptions{
+		CertificateProvider:        sign.NewFulcio(&sign.FulcioOptions{BaseURL: s.Fulcio, Timeout: time.Minute, Retries: 2}),
+		CertificateProviderOptions: &sign.CertificateProviderOptions{IDToken: token},
+		TrustedRoot:                s.TrustedRoot,
+	}}
+	return signer.Logged(s), nil
+}
+
+// Logged returns a signer that also enters what it signs into a transparency log.
+func (s *Signer) Logged(services Services) *Signer {
+	logged := *s
+	logged.options.TransparencyLogs = []sign.Transparency{sign.NewRekor(&sign.RekorOptions{BaseURL: services.Rekor, Timeout: 90 * time.Second, Retries: 2})}
+	return &logged
+}
+
+// PublicKey returns the signer's public key in PEM.
+func (s *Signer) PublicKey() (string, error) { return s.keypair.GetPublicKeyPem() }
+
+// Sign signs the digest of a version's index and returns a sigstore bundle: the statement that cosign sign makes.
+func (s *Signer) Sign(ctx context.Context, index digest.Digest) ([]byte, error) {
+	statement, err := json.Marshal(map[string]any{
+		"_type":         "https://in-toto.io/Statement/v1",
+		"subject":       []any{map[string]any{"digest": map[string]string{index.Algorithm().String(): index.Encoded()}}},
+		"predicateType": signPredicate,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s.Attest(ctx, statement)
+}
+
+// Attest signs an in-toto statement and returns a sigstore bundle.
+func (s *Signer) Attest(ctx context.Context, statement []byte) ([]byte, error) {
+	options := s.options
+	options.Context = ctx
+	b, err := sign.Bundle(&sign.DSSEData{Data: statement, PayloadType: artifact.StatementType}, s.keypair, options)
+	if err != nil {
+		return nil, fmt.Errorf("signing: %w", err)
+	}
+	return protojson.Marshal(b)
+}
+
+// keypair is a cosign key as sigstore-go signs with it.
+type keypair struct {
+	sv     signature.SignerVerifier
+	public crypto.PublicKey
+	alg    signature.AlgorithmDetails
+}
+
+func newKeypair(sv signature.SignerVerifier) (*keypair, error) {
+	public, err := sv.PublicKey()
+	if err != nil {
+		return nil, err
+	}
+	alg, err := signature.GetDefaultAlgorithmDetails(public, *cosign.GetDefaultLoadOptions(nil)...)
+	if err != nil {
+		return nil, err
+	}
+	return &keypair{sv, public, alg}, nil
+}
+
+func (k *keypair) GetHashAlgorithm() protocommon.HashAlgorithm { return k.alg.GetProtoHashType() }
+func (k *keypair) GetSigningAlgorithm() protocommon.PublicKeyDetails {
+	return k.alg.GetSignatureAlgorithm()
+}
+func (k *keypair) GetPublicKey() crypto.PublicKey { return k.public }
+
+// GetHint returns the SHA-256 of the public key, in base64 (as cosign and sigstore-go have it).
+func (k *keypair) GetHint() []byte {
+	der, err := x509.MarshalPKIXPublicKey(k.public)
+	if err != nil {
+		return nil
+	}
+	sum := digest.SHA256.Hash()
+	sum.Write(der)
+	return []byte(base64.StdEncoding.EncodeToString(sum.Sum(nil)))
+}
+
+func (k *keypair) GetKeyAlgorithm() string {
+	switch k.public.(type) {
+	case *ecdsa.PublicKey:
+		return "ECDSA"
+	case *rsa.PublicKey:
+		return "RSA"
+	case ed25519.PublicKey:
+		return "ED25519"
+	}
+	return ""
+}
+
+func (k *keypair) GetPublicKeyPem() (string, error) {
+	b, err := cryptoutils.MarshalPublicKeyToPEM(k.public)
+	return string(b), err
+}
+
+func (k *keypair) SignData(ctx context.Context, data []byte) (sig, sum []byte, err error) {
+	h := k.alg.GetHashType().New()
+	h.Write(data)
+	sum = h.Sum(nil)
+	sig, err = k.sv.SignMessage(bytes.NewReader(data), signatureoptions.WithContext(ctx), signatureoptions.WithDigest(sum))
+	return sig, sum, err
+}
