@@ -22,8 +22,9 @@ import (
 //
 // Manifests are checked before they are sent; blobs are for the client to check, as all clients do.
 func Handler(layoutDir string) http.Handler {
+	l := &layout{dir: layoutDir}
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-		s := server{&layout{layoutDir}, w, req}
+		s := server{l, w, req}
 		if err := s.serve(); err != nil {
 			s.refuse(err)
 		}

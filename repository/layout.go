@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/enginery/enginery/internal/ocilayout"
 	"github.com/opencontainers/go-digest"
@@ -18,7 +19,10 @@ import (
 )
 
 // layout is an OCI layout on disk. Its index.json lists what has a tag, what refers to something, and what is part of nothing else.
-type layout struct{ dir string }
+type layout struct {
+	dir  string
+	none sync.Map // digests of manifests that were read and have no subject
+}
 
 func (l *layout) Name() string { return layoutPrefix + l.dir }
 
@@ -153,7 +157,13 @@ func (l *layout) Referrers(ctx context.Context, subject digest.Digest, artifactT
 			}
 			continue
 		}
-		if m, err := l.parse(ctx, d); err == nil && m.Subject != nil && m.Subject.Digest == subject {
+		if _, ok := l.none.Load(d.Digest); ok {
+			continue
+		}
+		m, err := l.parse(ctx, d)
+		if err == nil && m.Subject == nil {
+			l.none.Store(d.Digest, true)
+		} else if err == nil && m.Subject.Digest == subject {
 			all = append(all, ocispec.Descriptor{
 				MediaType: m.MediaType, Digest: d.Digest, Size: d.Size, ArtifactType: m.artifactType(), Annotations: m.Annotations,
 			})
