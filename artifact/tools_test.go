@@ -8,7 +8,6 @@ import (
 	"log"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/internal/enginetest"
+	"github.com/enginery/enginery/internal/tooltest"
 	"github.com/google/go-containerregistry/pkg/registry"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -36,40 +36,12 @@ func built(t testing.TB, id string) *artifact.Artifact {
 	return a
 }
 
-// install compiles a program of a module, as its users do, and returns a function that runs it and returns its output.
-func install(t *testing.T, program string) func(args ...string) []byte {
-	t.Helper()
-	bin, home := t.TempDir(), t.TempDir()
-	cmd := exec.Command("go", "install", program)
-	cmd.Env = append(os.Environ(), "GOBIN="+bin, "GOFLAGS=")
-	cmd.Dir = home // not of this module
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go install %s: %v\n%s", program, err, out)
-	}
-	files, err := filepath.Glob(filepath.Join(bin, "*"))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("go install %s made %v", program, files)
-	}
-	return func(args ...string) []byte {
-		t.Helper()
-		cmd := exec.Command(files[0], args...)
-		cmd.Env = append(os.Environ(), "HOME="+home, "DOCKER_CONFIG="+home)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("%s %s: %v\n%s%s", program, strings.Join(args, " "), err, out, &stderr)
-		}
-		return out
-	}
-}
-
 // TestPrograms takes a version as it ships through oras and crane: out of the layout, into a registry that has the referrers API and one that
 // does not, and out of that again.
 func TestPrograms(t *testing.T) {
 	const id, platform = "agoric-upgrade-16", "linux/arm64"
-	oras := install(t, "oras.land/oras/cmd/oras@v1.3.6")
-	crane := install(t, "github.com/google/go-containerregistry/cmd/crane@v0.22.1")
+	oras := tooltest.Runner(t, tooltest.Oras)
+	crane := tooltest.Runner(t, tooltest.Crane)
 	a, dir := built(t, id), t.TempDir()
 	if err := a.WriteLayout(t.Context(), dir); err != nil {
 		t.Fatal(err)

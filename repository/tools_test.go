@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -13,49 +12,17 @@ import (
 	"testing"
 
 	"github.com/enginery/enginery/internal/registrytest"
+	"github.com/enginery/enginery/internal/tooltest"
 	"github.com/enginery/enginery/repository"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-)
-
-// install compiles a program of a module, as its users do, and returns a function that runs it and returns its output.
-func install(t testing.TB, program string) func(args ...string) []byte {
-	t.Helper()
-	bin, home := t.TempDir(), t.TempDir()
-	cmd := exec.Command("go", "install", program)
-	cmd.Env = append(os.Environ(), "GOBIN="+bin, "GOFLAGS=")
-	cmd.Dir = home // not of this module
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go install %s: %v\n%s", program, err, out)
-	}
-	files, err := filepath.Glob(filepath.Join(bin, "*"))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("go install %s made %v", program, files)
-	}
-	return func(args ...string) []byte {
-		t.Helper()
-		cmd := exec.Command(files[0], args...)
-		cmd.Env = append(os.Environ(), "HOME="+home, "DOCKER_CONFIG="+home)
-		var stderr bytes.Buffer
-		cmd.Stderr = &stderr
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatalf("%s %s: %v\n%s%s", program, strings.Join(args, " "), err, out, &stderr)
-		}
-		return out
-	}
-}
-
-const (
-	orasCommand  = "oras.land/oras/cmd/oras@v1.3.6"
-	craneCommand = "github.com/google/go-containerregistry/cmd/crane@v0.22.1"
 )
 
 // TestPrograms has oras and crane read what Handler serves and what Copy wrote, and reads what they write.
 func TestPrograms(t *testing.T) {
 	var wg sync.WaitGroup
 	var oras, crane func(args ...string) []byte
-	wg.Go(func() { oras = install(t, orasCommand) })
-	wg.Go(func() { crane = install(t, craneCommand) })
+	wg.Go(func() { oras = tooltest.Runner(t, tooltest.Oras) })
+	wg.Go(func() { crane = tooltest.Runner(t, tooltest.Crane) })
 	wg.Wait()
 
 	dir := t.TempDir()
@@ -139,7 +106,7 @@ func TestPrograms(t *testing.T) {
 // BenchmarkCopy copies a version of 8 MB out of a registry: without referrers, as crane does it, which syncs nothing to the disk, and with
 // five referrers, which crane would leave behind.
 func BenchmarkCopy(b *testing.B) {
-	crane := install(b, craneCommand)
+	crane := tooltest.Runner(b, tooltest.Crane)
 	upstream := registrytest.StartDistribution(b)
 	from := open(b, upstream+"/signed")
 	root := fill(b, from, "v1", 8<<20/3)
