@@ -38,6 +38,7 @@ type (
 	Golden    mg.Namespace
 	Manifest  mg.Namespace
 	Pins      mg.Namespace
+	Release   mg.Namespace
 	Sources   mg.Namespace
 	Toolchain mg.Namespace
 )
@@ -144,6 +145,52 @@ func (Pins) Verify(ctx context.Context, id *string) error {
 		}
 		return errors.Join(pins.WriteTable(os.Stdout, checks), pins.Judge(checks))
 	})
+}
+
+// Key makes a key pair to sign with: NAME.key, encrypted with a password (COSIGN_PASSWORD, or asked for), and NAME.pub.
+func (Release) Key(ctx context.Context, name string) error {
+	return released(ctx, "key", name)
+}
+
+// Sign signs a version and its statements, in the layout. It must be as recorded and show its golden values. For example:
+// go tool mage release:sign agoric-upgrade-18 --key=release.key
+func (Release) Sign(ctx context.Context, id string) error {
+	return released(ctx, "sign", id)
+}
+
+// Attest rebuilds a version and, if every digest is the recorded one, signs provenance in the name of a builder. For example:
+// go tool mage release:attest agoric-upgrade-18 --key=me.key --builder=https://example.org/me --to=HOST/NAME
+func (Release) Attest(ctx context.Context, id string) error {
+	return released(ctx, "attest", id)
+}
+
+// Publish sends a signed version from the layout to a repository: HOST/NAME of a registry, or oci:DIR. For example:
+// go tool mage release:publish agoric-upgrade-18 HOST/NAME
+func (Release) Publish(ctx context.Context, id, ref string) error {
+	return released(ctx, "publish", id, ref)
+}
+
+// released runs cmd/release, which says why it is a program of its own.
+func released(ctx context.Context, args ...string) error {
+	dir, err := os.MkdirTemp("", "enginery-release-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	program := filepath.Join(dir, "release")
+	if err := sh(ctx, "go", "build", "-o", program, "./cmd/release"); err != nil {
+		return err
+	}
+	if opts.To != "" {
+		args = append(args, "--to="+opts.To)
+	}
+	err = sh(ctx, program, args...)
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		os.RemoveAll(dir)
+		os.Exit(exit.ExitCode()) // it has said why
+	}
+	return err
 }
 
 // Export writes the exact sources of a version to out/sources/ID.
@@ -301,7 +348,7 @@ func sh(ctx context.Context, name string, args ...string) error {
 	}
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), env...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
 	}

@@ -109,11 +109,8 @@ func (d *Decision) WriteTable(out io.Writer) error {
 	return w.Flush()
 }
 
-// Predicate types of the statements that count.
-const (
-	signPredicate       = "https://sigstore.dev/cosign/sign/v1" // cosign, pkg/types, CosignSignPredicateType
-	provenancePredicate = artifact.ProvenancePredicate
-)
+// SignPredicate is the predicate type of a release signature (cosign, pkg/types, CosignSignPredicateType).
+const SignPredicate = "https://sigstore.dev/cosign/sign/v1"
 
 // Decide says whether the evidence meets the policy's requirements for a subject, and why. It asks nobody else: the same arguments give the
 // same answer. Evidence that makes no sense does not count, and never harms.
@@ -164,9 +161,9 @@ func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 			continue
 		}
 		switch predicate {
-		case signPredicate:
+		case SignPredicate:
 			judge(b, e, s, signers, r.log, o, &signed)
-		case provenancePredicate:
+		case artifact.ProvenancePredicate:
 			judge(b, e, s, rebuilders, r.log, o, &rebuilt)
 		}
 	}
@@ -366,7 +363,7 @@ func earliest(result *verify.VerificationResult, otherwise time.Time) time.Time 
 
 // builderOf returns the builder that verified SLSA provenance names (slsa.dev/provenance/v1).
 func builderOf(result *verify.VerificationResult) (string, error) {
-	if result.Statement == nil || result.Statement.GetPredicateType() != provenancePredicate {
+	if result.Statement == nil || result.Statement.GetPredicateType() != artifact.ProvenancePredicate {
 		return "", errors.New("it is no SLSA provenance")
 	}
 	data, err := result.Statement.GetPredicate().MarshalJSON()

@@ -105,7 +105,7 @@ func (s *Signer) Sign(ctx context.Context, index digest.Digest) ([]byte, error) 
 	statement, err := json.Marshal(map[string]any{
 		"_type":         "https://in-toto.io/Statement/v1",
 		"subject":       []any{map[string]any{"digest": map[string]string{index.Algorithm().String(): index.Encoded()}}},
-		"predicateType": signPredicate,
+		"predicateType": SignPredicate,
 	})
 	if err != nil {
 		return nil, err
@@ -183,4 +183,30 @@ func (k *keypair) SignData(ctx context.Context, data []byte) (sig, sum []byte, e
 	sum = h.Sum(nil)
 	sig, err = k.sv.SignMessage(bytes.NewReader(data), signatureoptions.WithContext(ctx), signatureoptions.WithDigest(sum))
 	return sig, sum, err
+}
+
+// WriteKey makes a key pair and writes it to NAME.key and NAME.pub. It overwrites nothing.
+func WriteKey(name string, password []byte) error {
+	private, public, err := GenerateKey(password)
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		path    string
+		content []byte
+		mode    os.FileMode
+	}{{name + ".key", private, 0o600}, {name + ".pub", public, 0o644}} {
+		file, err := os.OpenFile(f.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, f.mode)
+		if err != nil {
+			return fmt.Errorf("writing a key pair: %w; choose another name", err)
+		}
+		if _, err := file.Write(f.content); err != nil {
+			file.Close()
+			return err
+		}
+		if err := errors.Join(file.Sync(), file.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }

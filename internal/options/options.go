@@ -16,11 +16,14 @@ import (
 
 // Options are the options of every target. Each has an environment variable, which the command line overrides.
 type Options struct {
+	Builder       string // --builder, ENGINERY_BUILDER: URI of a rebuilder
 	Jobs          int    // --jobs, ENGINERY_JOBS: CPUs to use; 0 means all
+	Key           string // --key, ENGINERY_KEY: private key to sign with
 	JSON          bool   // --json: print results for machines
 	Layout        string // --layout, ENGINERY_LAYOUT: OCI layout that receives artifacts
 	SourceMirror  string // --source-mirror, ENGINERY_SOURCE_MIRROR: folder of bare git repositories
 	Store         string // --store, ENGINERY_STORE: content-addressed store
+	To            string // --to: repository to attach to
 	ToolchainFrom string // --toolchain-from, ENGINERY_TOOLCHAIN_FROM: OCI layout or registry reference of toolchain images
 }
 
@@ -32,7 +35,7 @@ func (e *UsageError) Error() string { return e.Reason }
 // ExitStatus is the status with which Mage ends.
 func (e *UsageError) ExitStatus() int { return 2 }
 
-var names = []string{"jobs", "json", "layout", "source-mirror", "store", "toolchain-from"}
+var names = []string{"builder", "jobs", "json", "key", "layout", "source-mirror", "store", "to", "toolchain-from"}
 
 // Parse takes the options out of a command line, wherever they stand, and returns the rest. Options are --name=value or
 // --name value.
@@ -42,6 +45,8 @@ var names = []string{"jobs", "json", "layout", "source-mirror", "store", "toolch
 func Parse(args []string, optional []string, known func(word string) bool) (Options, []string, error) {
 	o := Options{
 		Layout:        cmp.Or(os.Getenv("ENGINERY_LAYOUT"), filepath.Join("out", "oci")),
+		Builder:       os.Getenv("ENGINERY_BUILDER"),
+		Key:           os.Getenv("ENGINERY_KEY"),
 		SourceMirror:  os.Getenv("ENGINERY_SOURCE_MIRROR"),
 		ToolchainFrom: os.Getenv("ENGINERY_TOOLCHAIN_FROM"),
 	}
@@ -87,6 +92,12 @@ func Parse(args []string, optional []string, known func(word string) bool) (Opti
 			if o.Jobs, err = jobs("--jobs", value); err != nil {
 				return Options{}, nil, err
 			}
+		case "builder":
+			o.Builder = value
+		case "key":
+			o.Key = value
+		case "to":
+			o.To = value
 		case "layout":
 			o.Layout = value
 		case "source-mirror":
@@ -131,6 +142,18 @@ func (o Options) Environ() ([]string, error) {
 			return nil, err
 		}
 		env = append(env, name+"="+path)
+	}
+	if o.Builder != "" {
+		env = append(env, "ENGINERY_BUILDER="+o.Builder)
+	}
+	if o.Key != "" {
+		key := o.Key
+		if _, err := os.Stat(key); err == nil {
+			if key, err = filepath.Abs(key); err != nil {
+				return nil, err
+			}
+		}
+		env = append(env, "ENGINERY_KEY="+key)
 	}
 	if o.Jobs > 0 {
 		env = append(env, fmt.Sprintf("ENGINERY_JOBS=%d", o.Jobs))
