@@ -12,6 +12,9 @@ import (
 	"hash"
 	"slices"
 	"strings"
+
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 // Tx is a transaction: what it writes is in the store wholly, once Commit has returned nil, or not at all. It reads what it wrote. Its
@@ -106,23 +109,44 @@ func (tx *Tx) Try(f func() error) (err error) {
 	return nil
 }
 
-// exec runs a statement, which is compiled once for all transactions.
 func (tx *Tx) exec(query string, args ...any) error {
 	if tx.ended {
 		return errors.New("the transaction has ended")
 	}
+	err := tx.s.exec(query, args...)
+	if rolledBack(err) {
+		tx.Rollback()
+	}
+	return err
+}
+
+// rolledBack reports whether SQLite may have undone the whole transaction after an error: what is written then would be committed at once.
+func rolledBack(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_INTERRUPT:
+		return true
+	}
+	return false
+}
+
+// exec runs a statement, which is compiled once for all transactions.
+func (s *Store) exec(query string, args ...any) error {
 	ctx := context.Background()
 	if len(args) == 0 {
-		_, err := tx.s.writer.ExecContext(ctx, query)
+		_, err := s.writer.ExecContext(ctx, query)
 		return err
 	}
-	stmt := tx.s.stmts[query]
+	stmt := s.stmts[query]
 	if stmt == nil {
 		var err error
-		if stmt, err = tx.s.writer.PrepareContext(ctx, query); err != nil {
+		if stmt, err = s.writer.PrepareContext(ctx, query); err != nil {
 			return err
 		}
-		tx.s.stmts[query] = stmt
+		s.stmts[query] = stmt
 	}
 	_, err := stmt.ExecContext(ctx, args...)
 	return err
