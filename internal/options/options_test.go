@@ -8,6 +8,11 @@ import (
 )
 
 func TestParse(t *testing.T) {
+	for _, v := range os.Environ() { // the tests' own run has options in its environment
+		if name, _, _ := strings.Cut(v, "="); strings.HasPrefix(name, "ENGINERY_") {
+			t.Setenv(name, "")
+		}
+	}
 	t.Setenv("ENGINERY_STORE", "/s")
 	t.Setenv("ENGINERY_SOURCE_MIRROR", "/etc")
 	optional := []string{"check:golden"}

@@ -4,6 +4,7 @@ package registrytest
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -70,24 +71,39 @@ log: {level: info, formatter: text}
 storage: {filesystem: {rootdirectory: %q}, delete: {enabled: true}}
 http: {addr: "127.0.0.1:0"}
 %s`, filepath.Join(dir, "data"), config), 0o644)
-	cmd := exec.Command(program, "serve", file)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	stderr, err := cmd.StderrPipe()
+	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	defer w.Close()
+	var cmd *exec.Cmd
+	for {
+		cmd = exec.Command(program, "serve", file)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		cmd.Stderr = w
+		err := cmd.Start()
+		if err == nil {
+			break
+		}
+		// A process forked while the program was written holds it open for writing until it execs (golang/go#22315).
+		if !errors.Is(err, syscall.ETXTBSY) {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
 	}
 	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
 	var said bytes.Buffer
-	lines := bufio.NewScanner(io.TeeReader(stderr, &said))
+	w.Close()
+	lines := bufio.NewScanner(io.TeeReader(r, &said))
 	for lines.Scan() {
 		if m := regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`).FindStringSubmatch(lines.Text()); m != nil {
-			go io.Copy(io.Discard, stderr)
+			go func() {
+				io.Copy(io.Discard, r)
+				r.Close()
+			}()
 			return m[1]
 		}
 	}
