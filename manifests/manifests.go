@@ -100,6 +100,9 @@ func Of(a *artifact.Artifact) (*Manifest, error) {
 // Load returns the record of a version that came with the program. The error is ErrNotRecorded if there is none.
 func Load(id string) (*Manifest, error) { return load(embedded, id) }
 
+// ReadFS returns the record of a version among those in fsys. The error is ErrNotRecorded if there is none.
+func ReadFS(fsys fs.FS, id string) (*Manifest, error) { return load(fsys, id) }
+
 // Read returns the record of a version in a folder.
 func Read(dir, id string) (*Manifest, error) { return load(os.DirFS(dir), id) }
 
