@@ -1,0 +1,221 @@
+package replay
+
+// Schema names the format of a report in JSON: docs/replay-report.schema.json.
+const Schema = "enginery.replay.report/v1"
+
+// Report is what came of replaying the transcripts of a store, on one version or on several. Everything in it has a fixed order, and the
+// same input gives the same report but for its times, which are what WithoutTimes leaves out.
+type Report struct {
+	Schema string `json:"schema"`
+	Source Source `json:"source"`
+	Passes Level  `json:"passes"` // the level that passes
+	Runs   []Run  `json:"runs"`   // columns of the matrix
+	Vats   []Vat  `json:"vats"`   // rows of the matrix, by number of vat
+
+	Classification *Classification `json:"classification,omitempty"` // of a comparison of two versions
+
+	Seconds float64 `json:"seconds,omitempty"` // that it took
+}
+
+// Source is where transcripts came from.
+type Source struct {
+	Path string `json:"path"`
+	Kind string `json:"kind"` // "swing-store", "export", "slog", "transcript"
+}
+
+// Start is where replays start.
+type Start string
+
+// Starts of replays.
+const (
+	FromSnapshots Start = "snapshots" // each span from the heap snapshot that it began with; from the nearest earlier one if that is not there
+	FromBundles   Start = "bundles"   // each incarnation from its beginning, in one go
+)
+
+// Run is one version, as all vats were replayed on it.
+type Run struct {
+	Version string `json:"version"`
+	Engine  string `json:"engine"` // digest of the worker: "sha256:…"
+	Start   Start  `json:"start"`
+	Bundles string `json:"bundles"` // lockdown and supervisor: "recorded", as the store has them, or "version", as the version has them
+	Reload  bool   `json:"reload"`  // the worker is started anew from each heap snapshot that it takes, as the chain did
+}
+
+// Vat is a vat, and what came of it in each run.
+type Vat struct {
+	ID           string `json:"vat"`
+	Name         string `json:"name,omitempty"`
+	Static       bool   `json:"static,omitempty"`
+	Terminated   bool   `json:"terminated,omitempty"`
+	Incarnations int    `json:"incarnations"` // of which there are spans
+	Spans        int    `json:"spans"`
+	Items        int64  `json:"items"`
+
+	Runs []VatRun `json:"runs"` // one for each of the report's
+}
+
+// VatRun is a vat in a run: a cell of the matrix.
+type VatRun struct {
+	Totals
+	Spans  []Span `json:"spans"`
+	Series Series `json:"series"`
+}
+
+// Totals sum up spans.
+type Totals struct {
+	Level Level           `json:"level"` // the worst of all that was replayed; divergent if a span was damaged or failed
+	Count map[Outcome]int `json:"count"` // of spans
+
+	Deliveries  int64               `json:"deliveries"`  // that were made
+	Differences map[Dimension]int64 `json:"differences"` // all that there were, also those that are not listed
+	Computrons  Computron           `json:"computrons"`
+	HeapCount   int64               `json:"heapCount"`            // slots, the most that there were
+	Allocated   int64               `json:"allocated"`            // bytes, the most that there were
+	Snapshot    int64               `json:"snapshot"`             // bytes of the last heap snapshot that was taken
+	Seconds     float64             `json:"seconds,omitempty"`    // that it took, one after the other
+	CPUSeconds  float64             `json:"cpuSeconds,omitempty"` // that the workers used
+}
+
+// Computron is a number of computrons, of deliveries for which both were seen.
+type Computron struct {
+	Expected int64 `json:"expected"` // recorded
+	Got      int64 `json:"got"`
+}
+
+// Outcome is what became of a span, apart from how much was the same.
+type Outcome string
+
+// Outcomes of spans. Only a span that was replayed says anything of a version; one that was not tells what is missing.
+const (
+	Replayed    Outcome = "replayed"    // to its end
+	Stopped     Outcome = "stopped"     // a difference, which is listed, was the end of the worker
+	Refused     Outcome = "refused"     // the version does not load the heap snapshot that the span begins with
+	Unreached   Outcome = "unreached"   // it could only follow on one that was not replayed to its end
+	Unavailable Outcome = "unavailable" // the source no longer has its items, or nothing to start from
+	Damaged     Outcome = "damaged"     // the source is not what it says it is
+)
+
+// Outcomes are all outcomes, in the order in which reports list them.
+var Outcomes = []Outcome{Replayed, Stopped, Refused, Unreached, Unavailable, Damaged}
+
+// Span is what became of a span.
+type Span struct {
+	Start       int64   `json:"start"` // position of its first item
+	End         int64   `json:"end"`   // position after its last
+	Incarnation int64   `json:"incarnation"`
+	Hash        string  `json:"hash"` // that the source says
+	Outcome     Outcome `json:"outcome"`
+	Reason      string  `json:"reason,omitempty"` // of any outcome but Replayed
+	From        string  `json:"from,omitempty"`   // "snapshot HASH", "bundles", or "span START", which it followed on
+
+	Level       Level               `json:"level"` // of what was replayed of it
+	Deliveries  int64               `json:"deliveries"`
+	Differences map[Dimension]int64 `json:"differences"`
+	Listed      []Difference        `json:"listed,omitempty"` // the first of each dimension
+	Computrons  Computron           `json:"computrons"`
+	HeapCount   int64               `json:"heapCount"`          // at its end
+	Allocated   int64               `json:"allocated"`          // bytes, at its end
+	Snapshot    *Snapshot           `json:"snapshot,omitempty"` // that was taken at its end
+
+	Seconds    float64 `json:"seconds,omitempty"`
+	CPUSeconds float64 `json:"cpuSeconds,omitempty"`
+}
+
+// Snapshot is a heap snapshot that was taken where the transcript has one.
+type Snapshot struct {
+	Expected string `json:"expected"` // SHA-256, recorded
+	Got      string `json:"got"`
+	Size     int64  `json:"size"` // bytes
+}
+
+// Difference is something that a version does otherwise than recorded.
+type Difference struct {
+	Vat         string    `json:"vat"`
+	Incarnation int64     `json:"incarnation"`
+	Span        int64     `json:"span"`     // position of its first item
+	Position    int64     `json:"position"` // of the item
+	Delivery    string    `json:"delivery"` // JSON, or the beginning of it
+	Dimension   Dimension `json:"dimension"`
+	Syscall     int       `json:"syscall"` // its index in the delivery, for dimensions of syscalls
+
+	// Expected and Got are a syscall in JSON, or shortened if it is very long, a status, a number of computrons, a hash, or a word. One of
+	// them is empty if there was nothing.
+	Expected string `json:"expected,omitempty"`
+	Got      string `json:"got,omitempty"`
+
+	Meter      Meter  `json:"meter"`                // after the delivery, as far as it went
+	Reproducer string `json:"reproducer,omitempty"` // file that Reproduce runs alone
+}
+
+// Meter is what a worker says of a delivery.
+type Meter struct {
+	Computrons int64 `json:"computrons"`
+	Allocated  int64 `json:"allocated"` // bytes, so far
+	HeapCount  int64 `json:"heapCount"` // slots
+}
+
+// Series is how a vat went on, as columns of the same length: for plots. A point stands for so many deliveries, one after another, that there
+// are at most MaxPoints of a vat.
+type Series struct {
+	Position   []int64   `json:"position"`   // of the point's first delivery
+	Deliveries []int64   `json:"deliveries"` // that the point stands for
+	Expected   []int64   `json:"expected"`   // computrons of all of them, recorded
+	Got        []int64   `json:"got"`        // computrons of all of them
+	HeapCount  []int64   `json:"heapCount"`  // slots, the most
+	Allocated  []int64   `json:"allocated"`  // bytes, the most
+	Seconds    []float64 `json:"seconds,omitempty"`
+}
+
+// MaxPoints bounds a vat's series.
+const MaxPoints = 2000
+
+// Class is what is to become of a vat when a chain goes over from one version to another.
+type Class string
+
+// Classes of vats.
+const (
+	Resume  Class = "resume"  // it can go on on the new version, from its heap snapshot
+	Upgrade Class = "upgrade" // it must be upgraded, or migrated, since its heap snapshot is of no use there
+	Stay    Class = "stay"    // it diverges: it stays on the old version
+)
+
+// Ways to bring a vat to another version.
+const (
+	WaySnapshot    = "snapshot"    // the new version loads its heap snapshot
+	WayMigration   = "migration"   // the incarnation's whole transcript is replayed on the new version, which writes a new heap snapshot (#7855)
+	WayIncarnation = "incarnation" // an upgrade: startVat on the new version
+)
+
+// ClassificationSchema names the format of a classification in JSON.
+const ClassificationSchema = "enginery.replay.classification/v1"
+
+// Classification says of each vat what it takes to bring it from one version to another: what a rollout plan takes in.
+type Classification struct {
+	Schema string       `json:"schema"`
+	From   string       `json:"from"` // version
+	To     string       `json:"to"`   // version
+	Vats   []Classified `json:"vats"` // by number of vat; those that are terminated are left out
+}
+
+// Classified is a vat in a classification.
+type Classified struct {
+	Vat    string `json:"vat"`
+	Name   string `json:"name,omitempty"`
+	Class  Class  `json:"class"`
+	Reason string `json:"reason"`
+	Ways   []Way  `json:"ways"` // all that were tried, in the order of the constants
+}
+
+// Way is a way to bring a vat to another version, and whether it works.
+type Way struct {
+	Way    string `json:"way"`
+	Works  bool   `json:"works"`
+	Level  *Level `json:"level,omitempty"` // that replaying reached
+	Reason string `json:"reason"`
+
+	Computrons int64  `json:"computrons,omitempty"` // of startVat, or of all deliveries that were replayed
+	Snapshot   string `json:"snapshot,omitempty"`   // SHA-256 of the heap snapshot from which the new version goes on
+	Size       int64  `json:"size,omitempty"`       // bytes of that
+	File       string `json:"file,omitempty"`       // where it was written
+	Position   int64  `json:"position,omitempty"`   // of the transcript that it stands for: all items before this
+}
