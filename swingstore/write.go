@@ -5,12 +5,14 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"slices"
+	"strconv"
 	"strings"
 
 	"modernc.org/sqlite"
@@ -24,6 +26,8 @@ type Tx struct {
 	s     *Store
 	depth int  // of savepoints
 	ended bool // by Commit or Rollback, or by SQLite after an error
+
+	touched []string // keys, some of them often
 }
 
 // Begin begins a transaction, after those that other goroutines have begun. One of the two, Commit or Rollback, must follow.
@@ -90,11 +94,13 @@ func (tx *Tx) Try(f func() error) (err error) {
 	}
 	tx.depth++
 	done := false
+	touched := len(tx.touched)
 	defer func() {
 		tx.depth--
 		if done {
 			return
 		}
+		tx.touched = tx.touched[:touched]
 		if undo := tx.exec("ROLLBACK TO " + name + "; RELEASE " + name); undo != nil {
 			tx.Rollback() // the savepoint is lost with the whole transaction, as after a full disk
 		}
@@ -157,6 +163,7 @@ func (tx *Tx) Set(key, value string) error {
 	if err := tx.exec("INSERT INTO kvStore (key, value) VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", key, value); err != nil {
 		return tx.wrap(err, "writing key %q", key)
 	}
+	tx.touchKey(key)
 	return nil
 }
 
@@ -165,7 +172,14 @@ func (tx *Tx) Delete(key string) error {
 	if err := tx.exec("DELETE FROM kvStore WHERE key = ?", key); err != nil {
 		return tx.wrap(err, "removing key %q", key)
 	}
+	tx.touchKey(key)
 	return nil
+}
+
+func (tx *Tx) touchKey(key string) {
+	if !strings.HasPrefix(key, "local.") {
+		tx.touch("kv", key)
+	}
 }
 
 // AddBundle adds a bundle, an object in JSON, if the store does not have it, and returns its ID.
@@ -177,6 +191,7 @@ func (tx *Tx) AddBundle(bundle []byte) (string, error) {
 	if err := tx.exec("INSERT INTO bundles (bundleID, bundle) VALUES (?, ?) ON CONFLICT DO UPDATE SET bundle = excluded.bundle WHERE bundle IS NULL", id, stored); err != nil {
 		return "", tx.wrap(err, "adding bundle %s", id)
 	}
+	tx.touch("bundle", id)
 	return id, nil
 }
 
@@ -227,6 +242,7 @@ func (tx *Tx) InitTranscript(vat string) error {
 	if err := tx.exec("INSERT INTO transcriptSpans (vatID, startPos, endPos, hash, isCurrent, incarnation) VALUES (?, 0, 0, ?, 1, 0)", vat, StartHash); err != nil {
 		return tx.wrap(err, "beginning the transcript of %s", vat)
 	}
+	tx.touchSpan(vat, 0)
 	return nil
 }
 
@@ -238,6 +254,7 @@ func (tx *Tx) SetEngine(vat string, position int64, version string) error {
 	if err := tx.exec("INSERT INTO engines (vatID, position, version) VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET version = excluded.version", vat, position, version); err != nil {
 		return tx.wrap(err, "recording the engine of %s", vat)
 	}
+	tx.touch("engine", vat, strconv.FormatInt(position, 10))
 	return nil
 }
 
@@ -254,6 +271,7 @@ func (tx *Tx) AddItem(vat string, item []byte) (Span, error) {
 	if err := tx.exec("UPDATE transcriptSpans SET endPos = ?, hash = ? WHERE vatID = ? AND isCurrent = 1", s.End, s.Hash, vat); err != nil {
 		return s, tx.wrap(err, "writing item %d of %s", s.End-1, vat)
 	}
+	tx.touchSpan(vat, s.Start)
 	return s, nil
 }
 
@@ -273,19 +291,39 @@ func (tx *Tx) Rollover(vat string, incarnation bool) (Span, error) {
 	if err := tx.exec("UPDATE transcriptSpans SET isCurrent = NULL WHERE vatID = ? AND isCurrent = 1", vat); err != nil {
 		return s, tx.wrap(err, "ending %s", s)
 	}
+	tx.touchSpan(vat, s.Start)
 	s.Start, s.Hash = s.End, StartHash
 	if err := tx.exec("INSERT INTO transcriptSpans (vatID, startPos, endPos, hash, isCurrent, incarnation) VALUES (?, ?, ?, ?, 1, ?)", vat, s.Start, s.End, s.Hash, s.Incarnation); err != nil {
 		return s, tx.wrap(err, "beginning %s", s)
 	}
+	tx.touchSpan(vat, s.Start)
 	return s, nil
+}
+
+func (tx *Tx) touchSpan(vat string, start int64) {
+	tx.touch("transcript", vat, strconv.FormatInt(start, 10))
+	tx.touch("transcript", vat, "current")
 }
 
 // StopUsingSnapshot has a vat's worker start from bundles the next time.
 func (tx *Tx) StopUsingSnapshot(vat string) error {
+	var position int64
+	switch err := tx.row(context.Background(), "SELECT snapPos FROM snapshots WHERE vatID = ? AND inUse = 1", vat).Scan(&position); {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return tx.wrap(err, "setting the heap snapshot of %s aside", vat)
+	}
+	tx.touchSnapshot(vat, position)
 	if err := tx.exec("UPDATE snapshots SET inUse = NULL WHERE inUse = 1 AND vatID = ?", vat); err != nil {
 		return tx.wrap(err, "setting the heap snapshot of %s aside", vat)
 	}
 	return nil
+}
+
+func (tx *Tx) touchSnapshot(vat string, position int64) {
+	tx.touch("snapshot", vat, strconv.FormatInt(position, 10))
+	tx.touch("snapshot", vat, "current")
 }
 
 // SnapshotWriter compresses and hashes a heap snapshot while it is written to it.
@@ -328,6 +366,7 @@ func (tx *Tx) SaveSnapshot(vat string, w *SnapshotWriter) (Snapshot, error) {
 		vat, s.Position, s.Hash, s.Size, s.Compressed, w.compressed.Bytes()); err != nil {
 		return s, tx.wrap(err, "writing %s", s)
 	}
+	tx.touchSnapshot(vat, s.Position)
 	return s, nil
 }
 
