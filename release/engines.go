@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/enginery/enginery/build"
+	"github.com/enginery/enginery/internal/exit"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
 )
@@ -48,8 +49,8 @@ func (w *Workshop) noEngine(ctx context.Context, pin string) error {
 		}
 	}
 	if len(versions) > 0 {
-		return &statusError{fmt.Errorf("pin %s is the engine of %s; build one of these, e.g. with: go tool mage build:version %s",
-			pin, strings.Join(versions, ", "), versions[0]), StatusUsage}
+		return &exit.Error{Err: fmt.Errorf("pin %s is the engine of %s; build one of these, e.g. with: go tool mage build:version %s",
+			pin, strings.Join(versions, ", "), versions[0]), Code: exit.Usage}
 	}
 	p, err := pins.Load(pin)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/enginery/enginery/internal/exit"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/release"
@@ -46,8 +47,8 @@ func TestCheckEnginesNamesWhatItCannotHave(t *testing.T) {
 	noRepositories(t)
 	var out bytes.Buffer
 	err := emptyWorkshop(t).CheckEngines(t.Context(), &out, false, "6d7f33f8-65d8e660", "7276ac7b-95af5513")
-	if release.Status(err) != release.StatusUnavailable || !strings.Contains(err.Error(), "6d7f33f8f318663bd5ba8d6ca6536443d42e68ea") {
-		t.Errorf("got %v (status %d), want status %d and the commit", err, release.Status(err), release.StatusUnavailable)
+	if release.Status(err) != exit.Unavailable || !strings.Contains(err.Error(), "6d7f33f8f318663bd5ba8d6ca6536443d42e68ea") {
+		t.Errorf("got %v (status %d), want status %d and the commit", err, release.Status(err), exit.Unavailable)
 	}
 	lines := strings.Split(out.String(), "\n")
 	if len(lines) != 5 || !strings.HasPrefix(lines[2], "| 6d7f33f8-65d8e660 | 2021-08-28 | 11.0.0 | 1 ") ||

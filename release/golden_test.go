@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/enginery/enginery/internal/enginetest"
+	"github.com/enginery/enginery/internal/exit"
 	"github.com/enginery/enginery/internal/strict"
 	"github.com/enginery/enginery/recipes"
 )
@@ -55,8 +56,8 @@ func TestReportGolden(t *testing.T) {
 		out.Reset()
 		err := w.reportGolden(t.Context(), &out, asJSON, []*Version{v})
 		var missed *GoldenError
-		if !errors.As(err, &missed) || Status(err) != StatusDifferent || len(missed.Missed) != 2 {
-			t.Fatalf("a wrong value gave %v (status %d), want one missed value on each platform and status %d", err, Status(err), StatusDifferent)
+		if !errors.As(err, &missed) || Status(err) != exit.Different || len(missed.Missed) != 2 {
+			t.Fatalf("a wrong value gave %v (status %d), want one missed value on each platform and status %d", err, Status(err), exit.Different)
 		}
 		for _, want := range []string{"examined misses 2 golden values", "linux/amd64 release, metering details: expected 1380186 computrons", "linux/arm64 release", "found 1380185 computrons"} {
 			if !strings.Contains(err.Error(), want) {

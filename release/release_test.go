@@ -20,6 +20,7 @@ import (
 	"github.com/enginery/enginery/build"
 	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/internal/enginetest"
+	"github.com/enginery/enginery/internal/exit"
 	"github.com/enginery/enginery/manifests"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
@@ -173,8 +174,8 @@ func TestAnotherRecordIsADifference(t *testing.T) {
 	}
 	err = versions[0].Check()
 	var different *release.DifferentError
-	if !errors.As(err, &different) || release.Status(err) != release.StatusDifferent {
-		t.Fatalf("got %v (status %d), want a DifferentError with status %d", err, release.Status(err), release.StatusDifferent)
+	if !errors.As(err, &different) || release.Status(err) != exit.Different {
+		t.Fatalf("got %v (status %d), want a DifferentError with status %d", err, release.Status(err), exit.Different)
 	}
 	for _, want := range []string{"recipe: recorded", "linux/amd64 debug action", "linux/amd64 xsnap-worker-debug", "linux/arm64 manifest: recorded sha256:", "built nothing", "manifest:update agoric-upgrade-16"} {
 		if !strings.Contains(err.Error(), want) {
@@ -214,8 +215,8 @@ func TestOnlyWhatShowsItsGoldenValuesIsRecorded(t *testing.T) {
 	dir = t.TempDir()
 	_, err = w.RecordBuilt(t.Context(), dir, versions[0])
 	var missed *release.GoldenError
-	if !errors.As(err, &missed) || release.Status(err) != release.StatusDifferent || !strings.Contains(err.Error(), right.Snapshot) {
-		t.Errorf("got %v (status %d), want a GoldenError with status %d", err, release.Status(err), release.StatusDifferent)
+	if !errors.As(err, &missed) || release.Status(err) != exit.Different || !strings.Contains(err.Error(), right.Snapshot) {
+		t.Errorf("got %v (status %d), want a GoldenError with status %d", err, release.Status(err), exit.Different)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 		t.Errorf("recorded all the same: %v, %v", entries, err)
@@ -267,9 +268,9 @@ func TestOneFailureDoesNotKeepTheOthers(t *testing.T) {
 		text   string
 		status int
 	}{
-		"uncompilable": {"-fno-such-flag", release.StatusFailed},
-		"bundleless":   {"@agoric/swingset-xsnap-supervisor@0.0.1", release.StatusUnavailable},
-		"sourceless":   {"xsnap-native", release.StatusUnavailable},
+		"uncompilable": {"-fno-such-flag", exit.Failed},
+		"bundleless":   {"@agoric/swingset-xsnap-supervisor@0.0.1", exit.Unavailable},
+		"sourceless":   {"xsnap-native", exit.Unavailable},
 	} {
 		err := failed.Versions[id]
 		if release.Status(err) != want.status || !strings.Contains(err.Error(), want.text) {
@@ -279,8 +280,8 @@ func TestOneFailureDoesNotKeepTheOthers(t *testing.T) {
 			t.Errorf("the error does not name %s:\n%v", id, failed)
 		}
 	}
-	if release.Status(err) != release.StatusFailed {
-		t.Errorf("status %d, want %d: what does not compile outweighs what cannot be had", release.Status(err), release.StatusFailed)
+	if release.Status(err) != exit.Failed {
+		t.Errorf("status %d, want %d: what does not compile outweighs what cannot be had", release.Status(err), exit.Failed)
 	}
 }
 
@@ -333,14 +334,14 @@ func TestBuildAllFinishesTheOthers(t *testing.T) {
 	t.Setenv("PATH", t.TempDir()) // npm cannot give anything
 	var out bytes.Buffer
 	err := w.BuildAndCheck(t.Context(), &out, false, missing, "agoric-upgrade-16")
-	if release.Status(err) != release.StatusUnavailable || !strings.Contains(err.Error(), "\n"+missing+": ") || !strings.Contains(err.Error(), lockdown.String()) {
-		t.Errorf("got %v (status %d), want status %d, the version and the package", err, release.Status(err), release.StatusUnavailable)
+	if release.Status(err) != exit.Unavailable || !strings.Contains(err.Error(), "\n"+missing+": ") || !strings.Contains(err.Error(), lockdown.String()) {
+		t.Errorf("got %v (status %d), want status %d, the version and the package", err, release.Status(err), exit.Unavailable)
 	}
 	if want := "same as recorded in manifests/agoric-upgrade-16.json"; !strings.Contains(out.String(), want) || strings.Contains(out.String(), missing) {
 		t.Errorf("the output lacks %q, or has %s:\n%s", want, missing, &out)
 	}
-	if err := w.BuildAndCheck(t.Context(), io.Discard, false, missing); release.Status(err) != release.StatusUnavailable || !strings.HasPrefix(err.Error(), missing+": ") {
-		t.Errorf("alone: got %v (status %d), want status %d and the version", err, release.Status(err), release.StatusUnavailable)
+	if err := w.BuildAndCheck(t.Context(), io.Discard, false, missing); release.Status(err) != exit.Unavailable || !strings.HasPrefix(err.Error(), missing+": ") {
+		t.Errorf("alone: got %v (status %d), want status %d and the version", err, release.Status(err), exit.Unavailable)
 	}
 }
 
@@ -396,8 +397,8 @@ func TestUnknownNames(t *testing.T) {
 		{second(w.Sources().Add(t.Context(), t.TempDir(), "new", "zzz", "yyy")), "40 hexadecimal digits"},
 		{second(w.Sources().Add(t.Context(), "../moddable-pins", "made-up", "f6c5951fc055e4ca592b9166b9ae3cbb9cca6bf0", "eef9b67da5517ed18ff9e0073b842db20924eae3")), "f6c5951f-eef9b67d"},
 	} {
-		if release.Status(test.err) != release.StatusUsage || !strings.Contains(test.err.Error(), test.want) {
-			t.Errorf("got %v (status %d), want status %d and %s", test.err, release.Status(test.err), release.StatusUsage, test.want)
+		if release.Status(test.err) != exit.Usage || !strings.Contains(test.err.Error(), test.want) {
+			t.Errorf("got %v (status %d), want status %d and %s", test.err, release.Status(test.err), exit.Usage, test.want)
 		}
 	}
 }
@@ -426,8 +427,8 @@ func TestMissingSourcesAreNamed(t *testing.T) {
 	w := emptyWorkshop(t)
 	w.SourceMirror = t.TempDir()
 	err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-10")
-	if release.Status(err) != release.StatusUnavailable {
-		t.Fatalf("got %v (status %d), want status %d", err, release.Status(err), release.StatusUnavailable)
+	if release.Status(err) != exit.Unavailable {
+		t.Fatalf("got %v (status %d), want status %d", err, release.Status(err), exit.Unavailable)
 	}
 	for _, want := range []string{"agoric-upgrade-10", "xsnap-native", "2d8ccb76b8508e490d9e03972bb4c64f402d5135", "--source-mirror", "ENGINERY_SOURCE_MIRROR", "insteadOf", w.SourceMirror} {
 		if !strings.Contains(err.Error(), want) {
@@ -448,8 +449,8 @@ func TestPinsThatAreNoHistoricEngines(t *testing.T) {
 		status int
 		want   []string
 	}{
-		{"547c16c3-0b3869eb", release.StatusUnavailable, []string{"547c16c34ac90f6ae4329d0deeb171f5c99c37b4", "--source-mirror", "insteadOf"}},
-		{"f6c5951f-2d8ccb76", release.StatusUsage, []string{"agoric-upgrade-15", "build:version agoric-upgrade-10"}},
+		{"547c16c3-0b3869eb", exit.Unavailable, []string{"547c16c34ac90f6ae4329d0deeb171f5c99c37b4", "--source-mirror", "insteadOf"}},
+		{"f6c5951f-2d8ccb76", exit.Usage, []string{"agoric-upgrade-15", "build:version agoric-upgrade-10"}},
 	} {
 		err := w.BuildEngine(t.Context(), io.Discard, false, test.pin)
 		if release.Status(err) != test.status {
@@ -468,8 +469,8 @@ func TestNoNPM(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	w := emptyWorkshop(t)
 	err := w.BuildAndCheck(t.Context(), new(bytes.Buffer), false, "agoric-upgrade-16")
-	if release.Status(err) != release.StatusUnavailable || !strings.Contains(err.Error(), "npm") {
-		t.Errorf("got %v (status %d), want status %d and the name of the program", err, release.Status(err), release.StatusUnavailable)
+	if release.Status(err) != exit.Unavailable || !strings.Contains(err.Error(), "npm") {
+		t.Errorf("got %v (status %d), want status %d and the name of the program", err, release.Status(err), exit.Unavailable)
 	}
 }
 

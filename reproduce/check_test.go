@@ -14,6 +14,7 @@ import (
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/internal/enginetest"
+	"github.com/enginery/enginery/internal/exit"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/release"
 	"github.com/enginery/enginery/toolchain"
@@ -91,8 +92,8 @@ func checkConclusion(t *testing.T, report *Report) {
 	dir := t.TempDir()
 	var out bytes.Buffer
 	err := report.conclude(&out, false, dir)
-	if release.Status(err) != release.StatusDifferent {
-		t.Errorf("two equal builds that are not as recorded gave %v (status %d), expected status %d", err, release.Status(err), release.StatusDifferent)
+	if release.Status(err) != exit.Different {
+		t.Errorf("two equal builds that are not as recorded gave %v (status %d), expected status %d", err, release.Status(err), exit.Different)
 	} else {
 		for _, want := range []string{"two builds of agoric-upgrade-16 are the same, but", "not what manifests/agoric-upgrade-16.json records", "built nothing"} {
 			if !strings.Contains(err.Error(), want) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/build"
+	"github.com/enginery/enginery/internal/exit"
 	"github.com/enginery/enginery/internal/keys"
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/manifests"
@@ -269,7 +270,7 @@ func (e *DifferentError) Error() string {
 }
 
 // ExitStatus is that of something that was made and is not what it must be.
-func (e *DifferentError) ExitStatus() int { return release.StatusDifferent }
+func (e *DifferentError) ExitStatus() int { return exit.Different }
 
 // CheckAndReport checks versions, writes reproducible.json and reproducible.html to dir, and a summary, or the JSON, to out. The error has a
 // *DifferentError if two builds differ, and a *release.DifferentError for each version whose first build is not as recorded.
