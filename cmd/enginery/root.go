@@ -17,6 +17,7 @@ import (
 
 // commands make the subcommands, in the order in which help lists them. Each stands in a file of its own.
 var commands = []func(*app) *cobra.Command{
+	pinCommand, unpinCommand,
 	versionCommand,
 }
 
@@ -40,6 +41,9 @@ func (a *app) print(cmd *cobra.Command, v any, text func(out io.Writer) error) e
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
+
+// usage makes an error one of the command line.
+func usage(err error) error { return &exit.Error{Err: err, Code: exit.Usage} }
 
 const exitHelp = `Exit codes: 0 success, 1 failure, 2 a command line that makes no sense, 3 something is there and is not what it must be, or is not trusted,
 4 something cannot be had, 130 interrupted: the same command goes on from there.`
