@@ -3,9 +3,12 @@
 package swingsettest
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 
 	"github.com/enginery/enginery/internal/enginetest"
@@ -50,6 +53,19 @@ func unpack(t testing.TB, name string) string {
 func Run(t testing.TB, args ...string) string {
 	t.Helper()
 	worker := enginetest.Worker(t, Version, "linux/amd64", "release")
+	dir := Scripts(t)
+	out := filepath.Join(dir, "out")
+	cmd := exec.CommandContext(t.Context(), "node", append([]string{"make-store.js", out, "--worker=" + worker}, args...)...)
+	cmd.Dir = dir
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("running the kernel: %v\n%s", err, text)
+	}
+	return out
+}
+
+// Scripts returns a copy of testdata/swingset with its packages installed, in which node finds @agoric/swing-store and all others.
+func Scripts(t testing.TB) string {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS(source(t))); err != nil {
 		t.Fatal(err)
@@ -58,13 +74,49 @@ func Run(t testing.TB, args ...string) string {
 	if err := os.Symlink(modules, filepath.Join(dir, "node_modules")); err != nil {
 		t.Fatal(err)
 	}
-	out := filepath.Join(dir, "out")
-	cmd := exec.CommandContext(t.Context(), "node", append([]string{"make-store.js", out, "--worker=" + worker}, args...)...)
-	cmd.Dir = dir
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("running the kernel: %v\n%s", err, text)
+	return dir
+}
+
+// bundled are the vats that have been bundled.
+var bundled struct {
+	mu     sync.Mutex
+	byName map[string][]byte
+}
+
+// Bundles returns vats of testdata/swingset/vats, "ledger-1", as @endo/bundle-source bundles them: objects in JSON.
+func Bundles(t testing.TB, names ...string) [][]byte {
+	t.Helper()
+	bundled.mu.Lock()
+	defer bundled.mu.Unlock()
+	var missing []string
+	for _, name := range names {
+		if bundled.byName[name] == nil && !slices.Contains(missing, name) {
+			missing = append(missing, name)
+		}
 	}
-	return out
+	if len(missing) > 0 {
+		cmd := exec.CommandContext(t.Context(), "node", append([]string{"bundle.js"}, missing...)...)
+		cmd.Dir, cmd.Stderr = Scripts(t), t.Output()
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("bundling %v: %v", missing, err)
+		}
+		var bundles []json.RawMessage
+		if err := json.Unmarshal(out, &bundles); err != nil || len(bundles) != len(missing) {
+			t.Fatalf("bundling %v: %d bundles, %v", missing, len(bundles), err)
+		}
+		if bundled.byName == nil {
+			bundled.byName = make(map[string][]byte)
+		}
+		for i, name := range missing {
+			bundled.byName[name] = bundles[i]
+		}
+	}
+	all := make([][]byte, len(names))
+	for i, name := range names {
+		all[i] = bundled.byName[name]
+	}
+	return all
 }
 
 // source returns the folder testdata/swingset.

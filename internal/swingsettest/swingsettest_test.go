@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/enginery/enginery/internal/swingsettest"
+	"github.com/enginery/enginery/swingstore"
 )
 
 // The committed store and slog are what the kernel leaves.
@@ -27,6 +28,26 @@ func TestFixtureIsWhatTheKernelLeaves(t *testing.T) {
 		}
 		if !bytes.Equal(got, want) {
 			t.Errorf("%s has %d bytes and differs from the committed one, of %d bytes; testdata/swingset/README.md says how to renew that", f.made, len(got), len(want))
+		}
+	}
+}
+
+// Vats that are bundled are those that the kernel ran.
+func TestBundles(t *testing.T) {
+	t.Parallel()
+	s, err := swingstore.Open(swingsettest.Store(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	names := []string{"ledger-1", "worker", "ledger-2"}
+	for i, bundle := range swingsettest.Bundles(t, names...) {
+		id, err := swingstore.ParseBundle(bundle)
+		if err == nil {
+			_, err = s.Bundle(t.Context(), id)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", names[i], err)
 		}
 	}
 }
