@@ -292,16 +292,34 @@ func (r *Reader) Current(ctx context.Context, vat string) (Span, error) {
 }
 
 // engineAt returns the version that ran a vat at a position.
-func (r *Reader) engineAt(ctx context.Context, vat string, position int64) (string, error) {
-	if !r.engines {
-		return "", nil
+func (r *Reader) engineAt(ctx context.Context, vat string, position int64) (version string, err error) {
+	if r.engines {
+		err = r.row(ctx, "SELECT version FROM engines WHERE vatID = ? AND position <= ? ORDER BY position DESC LIMIT 1", vat, position).Scan(&version)
+		if err == nil {
+			return version, nil
+		} else if !errors.Is(err, sql.ErrNoRows) {
+			return "", r.wrap(err, "reading the engine of %s", vat)
+		}
 	}
-	var version string
-	err := r.row(ctx, "SELECT version FROM engines WHERE vatID = ? AND position <= ? ORDER BY position DESC LIMIT 1", vat, position).Scan(&version)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return "", r.wrap(err, "reading the engine of %s", vat)
+	start, version, err := r.engineInOptions(ctx, vat)
+	if err != nil || position < start {
+		return "", err
 	}
 	return version, nil
+}
+
+// engineInOptions returns the version that a vat's worker options name, and from which position on it is that. SwingSet's exports have the
+// options, and not the table.
+func (r *Reader) engineInOptions(ctx context.Context, vat string) (start int64, version string, err error) {
+	err = r.row(ctx, "SELECT coalesce(json_extract(value, '$.workerOptions.engine'), '') FROM kvStore WHERE key = ?", vat+".options").Scan(&version)
+	if err == nil && version != "" {
+		err = r.row(ctx, `SELECT coalesce(min(startPos), 0) FROM transcriptSpans
+			WHERE vatID = ?1 AND incarnation = (SELECT incarnation FROM transcriptSpans WHERE vatID = ?1 AND isCurrent = 1)`, vat).Scan(&start)
+	}
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return 0, "", r.wrap(err, "reading the engine of %s", vat)
+	}
+	return start, version, nil
 }
 
 func (r *Reader) enginesOf(ctx context.Context, vat string) (func(position int64) string, error) {
@@ -326,6 +344,14 @@ func (r *Reader) enginesOf(ctx context.Context, vat string) (func(position int64
 		if err := rows.Err(); err != nil {
 			return nil, r.wrap(err, "reading the engines of %s", vat)
 		}
+		rows.Close()
+	}
+	if len(all) == 0 {
+		start, version, err := r.engineInOptions(ctx, vat)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, from{start, version})
 	}
 	return func(position int64) (version string) {
 		for _, f := range all {

@@ -3,7 +3,7 @@
 //
 // Open reads a store that a node may be writing at the same time. Create gives a store that vats of this project write; SwingSet reads it
 // as its own. One table is added to SwingSet's, engines, which says what version ran a vat from a position on; a store without it, and a
-// vat without a row, ran on the legacy version.
+// vat without a row, ran on the version that its worker options name, which is none in SwingSet's own data: the legacy version.
 package swingstore
 
 import (

@@ -452,3 +452,66 @@ func TestWrite(t *testing.T) {
 		t.Errorf("after pruning: %+v, %v", snapshots, err)
 	}
 }
+
+// A store whose table of engines is lost, as by way of SwingSet's export and import, still has what the worker options say.
+func TestEngineInOptions(t *testing.T) {
+	t.Parallel()
+	const before, after = "agoric-upgrade-18", "agoric-upgrade-22" // the upgrade
+	path := filepath.Join(t.TempDir(), swingstore.FileName)
+	s, err := swingstore.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	err = s.Update(func(tx *swingstore.Tx) error {
+		v := swingstore.Vat{ID: "v1", BundleID: "b1-0", Parameters: []byte("{}")}
+		v.Options.WorkerOptions = swingstore.WorkerOptions{Type: "xsnap", Engine: after}
+		if err := errors.Join(tx.SetVat(v), tx.InitTranscript("v1"), tx.SetEngine("v1", 0, before)); err != nil {
+			return err
+		}
+		for i := range 2 {
+			if i == 1 {
+				span, err := tx.Rollover("v1", true)
+				if err := errors.Join(err, tx.SetEngine("v1", span.Start, after)); err != nil {
+					return err
+				}
+			}
+			_, err1 := tx.AddItem("v1", []byte(`{"d":["initialize-worker",{}],"sc":[],"r":{"status":"ok"}}`))
+			_, err2 := tx.SaveSnapshot("v1", swingstore.NewSnapshotWriter())
+			_, err3 := tx.AddItem("v1", []byte(`{"d":["save-snapshot"],"sc":[],"r":{"status":"ok"}}`))
+			if err := errors.Join(err1, err2, err3); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(old string) {
+		t.Helper()
+		s := open(t, path)
+		ctx := t.Context()
+		current, err1 := s.Current(ctx, "v1")
+		inUse, err2 := s.SnapshotInUse(ctx, "v1")
+		spans, err3 := s.Spans(ctx, "v1")
+		snapshots, err4 := s.Snapshots(ctx, "v1")
+		if err := errors.Join(err1, err2, err3, err4); err != nil || len(spans) != 2 || len(snapshots) != 2 {
+			t.Fatalf("%v, %v, %v", err, spans, snapshots)
+		}
+		got := []string{current.Engine, inUse.Engine, spans[0].Engine, spans[1].Engine, snapshots[0].Engine, snapshots[1].Engine}
+		if want := []string{after, after, old, after, old, after}; !slices.Equal(got, want) {
+			t.Errorf("%q, expected %q", got, want)
+		}
+	}
+	check(before)
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("DROP TABLE engines"); err != nil {
+		t.Fatal(err)
+	}
+	check("")
+}
