@@ -29,7 +29,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/enginery/enginery/internal/flock"
 )
 
 // HomeEnv is the environment variable that names a node's home.
@@ -195,12 +195,12 @@ func (s *Store) Install(ctx context.Context, e Engine, fill func(dir string) err
 			return nil, err
 		}
 	}
-	unlock, err := lock(ctx, filepath.Join(s.home, "locks", e.Version), unix.LOCK_EX)
+	unlock, err := flock.Lock(ctx, filepath.Join(s.home, "locks", e.Version), flock.Exclusive)
 	if err != nil {
 		return nil, fmt.Errorf("installing %s: %w", e.Version, err)
 	}
 	defer unlock()
-	using, err := lock(ctx, filepath.Join(s.home, "locks", "gc.lock"), unix.LOCK_SH)
+	using, err := flock.Lock(ctx, filepath.Join(s.home, "locks", "gc.lock"), flock.Shared)
 	if err != nil {
 		return nil, fmt.Errorf("installing %s: %w", e.Version, err)
 	}
@@ -303,7 +303,7 @@ func (e *Engine) Hold() (release func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("holding %s: %w", e.Version, err)
 	}
-	if err := flock(d, unix.LOCK_SH|unix.LOCK_NB); err != nil {
+	if err := flock.Try(d, flock.Shared); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("holding %s: it is being removed: %w", e.Version, err)
 	}
@@ -371,7 +371,7 @@ func (s *Store) GC(ctx context.Context, keep ...string) (*Removed, error) {
 	if err := os.MkdirAll(filepath.Join(s.home, "locks"), 0o755); err != nil {
 		return nil, err
 	}
-	unlock, err := lock(ctx, filepath.Join(s.home, "locks", "gc.lock"), unix.LOCK_EX) // nothing is being installed
+	unlock, err := flock.Lock(ctx, filepath.Join(s.home, "locks", "gc.lock"), flock.Exclusive) // nothing is being installed
 	if err != nil {
 		return nil, err
 	}
@@ -433,7 +433,7 @@ func (s *Store) discard(path string) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	if err := flock(f, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock.Try(f, flock.Exclusive); err != nil {
 		return 0, nil // held
 	}
 	var size int64
@@ -457,4 +457,14 @@ func removeAll(path string) error {
 		}
 	}
 	return os.RemoveAll(path)
+}
+
+// syncFile syncs a file or folder.
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
 }

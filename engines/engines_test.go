@@ -16,9 +16,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/enginery/enginery/internal/flock"
 )
 
 // program is a worker as far as this package knows one: a file that can be executed.
@@ -287,7 +288,7 @@ func TestConcurrentInstalls(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	unlock, err := lock(t.Context(), filepath.Join(home, "locks", "v1"), syscall.LOCK_EX)
+	unlock, err := flock.Lock(t.Context(), filepath.Join(home, "locks", "v1"), flock.Exclusive)
 	if err != nil {
 		t.Fatal(err)
 	}

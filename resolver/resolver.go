@@ -22,6 +22,7 @@ import (
 	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/manifests"
+	"github.com/enginery/enginery/releaseindex"
 	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/trust"
 	"github.com/google/renameio/v2"
@@ -38,7 +39,7 @@ type Resolver struct {
 	Sources     []string             // see repository.Open; the policy's if empty
 	TrustedRoot root.TrustedMaterial // of sigstore, where the policy needs it; may be nil
 	Platform    string               // e.g. "linux/amd64"; this machine's if empty
-	Manifests   fs.FS                // newer records than those that came with the program, as ID.json; may be nil
+	Manifests   fs.FS                // records that win over those of the release index and of the program, as ID.json; may be nil
 	Now         func() time.Time     // time.Now if nil
 	Patience    time.Duration        // with a registry that does not answer; see repository.Patience
 }
@@ -83,43 +84,123 @@ func (e *UnexpectedError) Error() string {
 
 // Resolve returns the engine of a version, or of a channel's: installed, and accepted by the policy. What the node has not, it gets from its
 // sources. The error is an *engines.NotInServiceError if the version is in no channel, a *trust.RefusedError if the policy refuses it, an
-// *UnavailableError if no source has it, and an *UnexpectedError if it is another than expected.
+// *UnavailableError if no source has it, and an *UnexpectedError if it is another than expected. What must be fetched, while the policy has a
+// release index, waits for one that has not expired: the errors of Refresh.
 func (r *Resolver) Resolve(ctx context.Context, name string, o Options) (*engines.Engine, error) {
-	channels, err := r.channels()
+	k, err := r.known()
 	if err != nil {
 		return nil, err
 	}
-	version := channels.Version(name)
-	if err := engines.CheckVersion(version); err != nil {
-		return nil, err
-	}
-	if !o.Archival {
-		if err := channels.Check(version); err != nil {
-			return nil, err
-		}
-	}
-	m, err := r.manifest(version)
-	if err != nil {
-		return nil, err
-	}
-	index := digest.Digest(m.Index)
-	if o.Expect != "" && o.Expect != index {
-		return nil, &UnexpectedError{version, o.Expect, index, "the record", ""}
-	}
-	subject := trust.Subject{Version: version, Channel: channels.Channel(version), Index: index}
-
-	installed, err := r.Home.Get(version)
-	if err == nil && installed.Index == m.Index {
-		if ok, err := r.accepted(subject); err != nil {
-			return nil, err
-		} else if ok {
-			return installed, nil
-		}
+	e, s, m, err := r.installed(name, k, o)
+	if e != nil || err != nil {
+		return e, err
 	}
 	if o.Offline {
-		return nil, fmt.Errorf("%s, offline: %w in %s, or not accepted yet", version, engines.ErrNotInstalled, r.Home.Home())
+		return nil, fmt.Errorf("%s, offline: %w in %s, or not accepted yet", s.Version, engines.ErrNotInstalled, r.Home.Home())
 	}
-	return r.fetch(ctx, subject, m)
+	if r.Policy.Index != nil && (k.index == nil || k.index.Expired(r.now()) != nil) {
+		if _, err := r.Refresh(ctx); err != nil {
+			return nil, err
+		}
+		if k, err = r.known(); err != nil {
+			return nil, err
+		}
+		if e, s, m, err = r.installed(name, k, o); e != nil || err != nil {
+			return e, err
+		}
+	}
+	return r.fetch(ctx, k, s, m)
+}
+
+// knowledge is what a node goes by.
+type knowledge struct {
+	index    *releaseindex.Index // that was accepted last; nil if there is none, or the policy wants none
+	policy   *trust.Policy       // with what the index revokes
+	channels engines.Channels
+}
+
+func (r *Resolver) known() (knowledge, error) {
+	k := knowledge{policy: r.Policy}
+	var err error
+	if k.index, err = r.Index(); err != nil {
+		return k, err
+	}
+	if k.index != nil {
+		k.policy = r.Policy.Revoke(k.index.Revoked()...)
+	}
+	k.channels, err = r.channels()
+	return k, err
+}
+
+// Index returns the release index that the node has accepted last, or nil if the policy names no root of trust for one, or none was accepted yet.
+func (r *Resolver) Index() (*releaseindex.Index, error) {
+	if r.Policy.Index == nil {
+		return nil, nil
+	}
+	i, err := r.indexes().Load()
+	if errors.Is(err, releaseindex.ErrNone) {
+		return nil, nil
+	}
+	return i, err
+}
+
+// Refresh asks the sources for the newest release index, and accepts it if it is good. It returns what is in force then: with an error that is
+// what was accepted before, which may be nil. It does nothing if the policy names no root of trust for one. See releaseindex.Store.Refresh.
+func (r *Resolver) Refresh(ctx context.Context) (*releaseindex.Index, error) {
+	if r.Policy.Index == nil {
+		return nil, nil
+	}
+	var from []repository.Repository
+	for _, source := range r.sources() {
+		repo, err := r.open(source)
+		if err != nil {
+			return nil, err
+		}
+		from = append(from, repo)
+	}
+	return r.indexes().Refresh(ctx, from, r.now())
+}
+
+func (r *Resolver) indexes() *releaseindex.Store {
+	return releaseindex.Open(filepath.Join(r.Home.Home(), "state"), []byte(r.Policy.Index.Root))
+}
+
+// installed returns the engine of a version if the node has it and the policy accepts it; what must be otherwise.
+func (r *Resolver) installed(name string, k knowledge, o Options) (*engines.Engine, trust.Subject, *manifests.Manifest, error) {
+	version := k.channels.Version(name)
+	s := trust.Subject{Version: version, Channel: k.channels.Channel(version)}
+	if err := engines.CheckVersion(version); err != nil {
+		return nil, s, nil, err
+	}
+	if !o.Archival {
+		if err := k.channels.Check(version); err != nil {
+			return nil, s, nil, err
+		}
+	}
+	m, err := r.manifest(version, k.index)
+	if err != nil {
+		return nil, s, nil, err
+	}
+	s.Index = digest.Digest(m.Index)
+	if o.Expect != "" && o.Expect != s.Index {
+		return nil, s, nil, &UnexpectedError{version, o.Expect, s.Index, "the record", ""}
+	}
+	if k.policy.Revoked(s.Index) {
+		a, err := r.remembered(version)
+		if err != nil {
+			return nil, s, nil, err
+		}
+		return nil, s, nil, k.policy.Decide(s, a.Evidence, r.options()).Err()
+	}
+	installed, err := r.Home.Get(version)
+	if err == nil && installed.Index == m.Index {
+		if ok, err := r.accepted(k.policy, s); err != nil {
+			return nil, s, nil, err
+		} else if ok {
+			return installed, s, m, nil
+		}
+	}
+	return nil, s, m, nil
 }
 
 // channels returns the node's channels, and gives it those that ship if it has none.
@@ -139,16 +220,25 @@ func (r *Resolver) channels() (engines.Channels, error) {
 }
 
 // manifest returns the record of a version.
-func (r *Resolver) manifest(version string) (*manifests.Manifest, error) {
-	if r.Manifests != nil {
-		m, err := manifests.ReadFS(r.Manifests, version)
+func (r *Resolver) manifest(version string, index *releaseindex.Index) (*manifests.Manifest, error) {
+	newer := []fs.FS{r.Manifests}
+	ids := manifests.IDs()
+	if index != nil {
+		newer = append(newer, index.Manifests())
+		ids = slices.Compact(slices.Sorted(slices.Values(append(ids, index.IDs()...))))
+	}
+	for _, fsys := range newer {
+		if fsys == nil {
+			continue
+		}
+		m, err := manifests.ReadFS(fsys, version)
 		if !errors.Is(err, manifests.ErrNotRecorded) {
 			return m, err
 		}
 	}
 	m, err := manifests.Load(version)
 	if errors.Is(err, manifests.ErrNotRecorded) {
-		return nil, fmt.Errorf("%w; the versions that are: %s", err, strings.Join(manifests.IDs(), ", "))
+		return nil, fmt.Errorf("%w; the versions that are: %s", err, strings.Join(ids, ", "))
 	}
 	return m, err
 }
@@ -205,18 +295,18 @@ func (r *Resolver) remember(version string, a acceptance) error {
 
 // accepted reports whether the policy accepts what the node has, by the evidence that it has. The same policy's word stands: time alone
 // changes nothing of what is accepted. Another policy decides anew.
-func (r *Resolver) accepted(s trust.Subject) (bool, error) {
+func (r *Resolver) accepted(policy *trust.Policy, s trust.Subject) (bool, error) {
 	a, err := r.remembered(s.Version)
 	if err != nil || a.Index != s.Index {
 		return false, err
 	}
-	if a.Policy == r.Policy.Digest() && a.Channel == s.Channel {
+	if a.Policy == policy.Digest() && a.Channel == s.Channel {
 		return true, nil
 	}
-	if !r.Policy.Decide(s, a.Evidence, r.options()).OK {
+	if !policy.Decide(s, a.Evidence, r.options()).OK {
 		return false, nil
 	}
-	a.Policy, a.Channel = r.Policy.Digest(), s.Channel
+	a.Policy, a.Channel = policy.Digest(), s.Channel
 	return true, r.remember(s.Version, *a)
 }
 
@@ -239,7 +329,7 @@ func (r *Resolver) open(source string) (repository.Repository, error) {
 }
 
 // fetch gets a version from the sources, each in turn, and installs it if the policy accepts it.
-func (r *Resolver) fetch(ctx context.Context, s trust.Subject, m *manifests.Manifest) (*engines.Engine, error) {
+func (r *Resolver) fetch(ctx context.Context, k knowledge, s trust.Subject, m *manifests.Manifest) (*engines.Engine, error) {
 	platform, ok := m.Platforms[r.platform()]
 	if !ok {
 		return nil, fmt.Errorf("%s is not built for %s; it is for %s", s.Version, r.platform(), strings.Join(slices.Sorted(maps.Keys(m.Platforms)), ", "))
@@ -253,7 +343,7 @@ func (r *Resolver) fetch(ctx context.Context, s trust.Subject, m *manifests.Mani
 	}
 	var refused *trust.Decision
 	for _, source := range r.sources() {
-		e, decision, err := r.fetchFrom(ctx, source, s, platform, &evidence)
+		e, decision, err := r.fetchFrom(ctx, source, k, s, platform, &evidence)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
@@ -278,7 +368,7 @@ func firstLine(err error) string {
 }
 
 // fetchFrom gets a version from one source. What evidence it has is added to what is known already.
-func (r *Resolver) fetchFrom(ctx context.Context, source string, s trust.Subject, platform *manifests.Platform, evidence *[]trust.Evidence) (*engines.Engine, *trust.Decision, error) {
+func (r *Resolver) fetchFrom(ctx context.Context, source string, k knowledge, s trust.Subject, platform *manifests.Platform, evidence *[]trust.Evidence) (*engines.Engine, *trust.Decision, error) {
 	repo, err := r.open(source)
 	if err != nil {
 		return nil, nil, err
@@ -299,7 +389,7 @@ func (r *Resolver) fetchFrom(ctx context.Context, source string, s trust.Subject
 			*evidence = append(*evidence, e)
 		}
 	}
-	decision := r.Policy.Decide(s, *evidence, r.options())
+	decision := k.policy.Decide(s, *evidence, r.options())
 	if !decision.OK {
 		return nil, decision, decision.Err()
 	}
@@ -311,7 +401,7 @@ func (r *Resolver) fetchFrom(ctx context.Context, source string, s trust.Subject
 	if err != nil {
 		return nil, decision, err
 	}
-	err = r.remember(s.Version, acceptance{r.Policy.Digest(), s.Index, s.Channel, *evidence})
+	err = r.remember(s.Version, acceptance{k.policy.Digest(), s.Index, s.Channel, *evidence})
 	return installed, decision, err
 }
 

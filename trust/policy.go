@@ -17,6 +17,7 @@ import (
 
 	"github.com/enginery/enginery/internal/strict"
 	"github.com/opencontainers/go-digest"
+	"github.com/pelletier/go-toml/v2"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 )
 
@@ -39,6 +40,12 @@ type Policy struct {
 // Index says how a node gets to know new versions.
 type Index struct {
 	Root string // the release index's first root of trust: a TUF root.json, as text
+}
+
+// Revocation says that nobody's word counts for an index any more.
+type Revocation struct {
+	Digest digest.Digest // of a version's index
+	Reason string
 }
 
 type key struct {
@@ -252,18 +259,87 @@ func (p *parser) parse(f *policyFile) error {
 		}
 		p.policy.rules[name] = r
 	}
-	for i, r := range f.Revoked {
+	revoked, err := revocations(p.file, p.data, f.Revoked)
+	if err != nil {
+		return err
+	}
+	for _, r := range revoked {
+		p.policy.revoked[r.Digest] = r.Reason
+	}
+	return nil
+}
+
+func revocations(file string, data []byte, tables []revokedFile) ([]Revocation, error) {
+	var revoked []Revocation
+	for i, r := range tables {
 		where := fmt.Sprintf("revoked.%d", i)
 		d, err := digest.Parse(r.Digest)
 		if err != nil {
-			return p.errorf(where+".digest", "digest %q: %v; expected sha256:…", r.Digest, err)
+			return nil, strict.Errorf(file, data, where+".digest", "digest %q: %v; expected sha256:…", r.Digest, err)
 		}
 		if r.Reason == "" {
-			return p.errorf(where, "the reason is missing: those who are refused will want to know")
+			return nil, strict.Errorf(file, data, where, "the reason is missing: those who are refused will want to know")
 		}
-		p.policy.revoked[d] = r.Reason
+		revoked = append(revoked, Revocation{d, r.Reason})
 	}
-	return nil
+	return revoked, nil
+}
+
+// ParseRevocations parses a file that has the [[revoked]] tables of a policy, and nothing else.
+func ParseRevocations(file string, data []byte) ([]Revocation, error) {
+	var f struct {
+		Revoked []revokedFile `toml:"revoked"`
+	}
+	if err := strict.Decode(file, data, &f); err != nil {
+		return nil, err
+	}
+	return revocations(file, data, f.Revoked)
+}
+
+// FormatRevocations returns what ParseRevocations parses, sorted by digest.
+func FormatRevocations(revoked []Revocation) ([]byte, error) {
+	var f struct {
+		Revoked []revokedFile `toml:"revoked"`
+	}
+	for _, r := range revoked {
+		f.Revoked = append(f.Revoked, revokedFile{r.Digest.String(), r.Reason})
+	}
+	slices.SortFunc(f.Revoked, func(a, b revokedFile) int { return strings.Compare(a.Digest, b.Digest) })
+	return toml.Marshal(f)
+}
+
+// Revoked reports whether the policy refuses a digest, whoever has signed it.
+func (p *Policy) Revoked(d digest.Digest) bool {
+	_, ok := p.revoked[d]
+	return ok
+}
+
+// Revocations returns the digests that the policy refuses, sorted.
+func (p *Policy) Revocations() []Revocation {
+	var revoked []Revocation
+	for _, d := range slices.Sorted(maps.Keys(p.revoked)) {
+		revoked = append(revoked, Revocation{d, p.revoked[d]})
+	}
+	return revoked
+}
+
+// Revoke returns the policy with more digests that it refuses. It has another digest, unless it refuses them already.
+func (p *Policy) Revoke(more ...Revocation) *Policy {
+	q := *p
+	q.revoked = maps.Clone(p.revoked)
+	for _, r := range more {
+		if _, ok := q.revoked[r.Digest]; !ok {
+			q.revoked[r.Digest] = r.Reason
+		}
+	}
+	if len(q.revoked) > len(p.revoked) {
+		text := p.digest.String()
+		for _, d := range slices.Sorted(maps.Keys(q.revoked)) {
+			text += "\n" + d.String()
+		}
+		q.digest = digest.FromString(text)
+	}
+	return &q
 }
 
 func (p *parser) key(where string, f keyFile, fingerprints map[string]string) error {
