@@ -46,6 +46,7 @@ const (
 	ExtraSyscall     Dimension = "extra-syscall"     // made, and not recorded
 	WrongSyscall     Dimension = "wrong-syscall"     // another was made in its place
 	ReorderedSyscall Dimension = "reordered-syscall" // vatstore reads or syscalls of garbage collection, in another order
+	MisplacedSyscall Dimension = "misplaced-syscall" // any other syscall, in another order
 	Status           Dimension = "status"            // of a delivery: ok or error
 	Computrons       Dimension = "computrons"        // that a delivery used
 	HeapSnapshot     Dimension = "heap-snapshot"     // its hash
@@ -56,7 +57,7 @@ const (
 
 // Dimensions are all dimensions, in the order in which reports list them.
 var Dimensions = []Dimension{
-	MissingSyscall, ExtraSyscall, WrongSyscall, ReorderedSyscall, Status, Computrons, HeapSnapshot, Structure, WorkerExit, Timeout,
+	MissingSyscall, ExtraSyscall, WrongSyscall, ReorderedSyscall, MisplacedSyscall, Status, Computrons, HeapSnapshot, Structure, WorkerExit, Timeout,
 }
 
 // Level returns the best level that is left after a difference in the dimension.

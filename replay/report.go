@@ -6,11 +6,11 @@ const Schema = "enginery.replay.report/v1"
 // Report is what came of replaying the transcripts of a store, on one version or on several. Everything in it has a fixed order, and the
 // same input gives the same report but for its times, which are what WithoutTimes leaves out.
 type Report struct {
-	Schema string `json:"schema"`
-	Source Source `json:"source"`
-	Passes Level  `json:"passes"` // the level that passes
-	Runs   []Run  `json:"runs"`   // columns of the matrix
-	Vats   []Vat  `json:"vats"`   // rows of the matrix, by number of vat
+	Schema string   `json:"schema"`
+	Source Source   `json:"source"`
+	Passes Level    `json:"passes"` // the level that passes
+	Runs   []Column `json:"runs"`   // columns of the matrix
+	Vats   []Vat    `json:"vats"`   // rows of the matrix, by number of vat
 
 	Classification *Classification `json:"classification,omitempty"` // of a comparison of two versions
 
@@ -32,8 +32,8 @@ const (
 	FromBundles   Start = "bundles"   // each incarnation from its beginning, in one go
 )
 
-// Run is one version, as all vats were replayed on it.
-type Run struct {
+// Column is one version, as all vats were replayed on it.
+type Column struct {
 	Version string `json:"version"`
 	Engine  string `json:"engine"` // digest of the worker: "sha256:…"
 	Start   Start  `json:"start"`
@@ -63,17 +63,16 @@ type VatRun struct {
 
 // Totals sum up spans.
 type Totals struct {
-	Level Level           `json:"level"` // the worst of all that was replayed; divergent if a span was damaged or failed
+	Level Level           `json:"level"` // the worst of all that was replayed; divergent if a span was stopped, refused or damaged, or none was replayed
 	Count map[Outcome]int `json:"count"` // of spans
 
 	Deliveries  int64               `json:"deliveries"`  // that were made
 	Differences map[Dimension]int64 `json:"differences"` // all that there were, also those that are not listed
 	Computrons  Computron           `json:"computrons"`
-	HeapCount   int64               `json:"heapCount"`            // slots, the most that there were
-	Allocated   int64               `json:"allocated"`            // bytes, the most that there were
-	Snapshot    int64               `json:"snapshot"`             // bytes of the last heap snapshot that was taken
-	Seconds     float64             `json:"seconds,omitempty"`    // that it took, one after the other
-	CPUSeconds  float64             `json:"cpuSeconds,omitempty"` // that the workers used
+	HeapCount   int64               `json:"heapCount"`         // slots, the most that there were
+	Allocated   int64               `json:"allocated"`         // bytes, the most that there were
+	Snapshot    int64               `json:"snapshot"`          // bytes of the last heap snapshot that was taken
+	Seconds     float64             `json:"seconds,omitempty"` // that it took, one after the other
 }
 
 // Computron is a number of computrons, of deliveries for which both were seen.
@@ -117,8 +116,7 @@ type Span struct {
 	Allocated   int64               `json:"allocated"`          // bytes, at its end
 	Snapshot    *Snapshot           `json:"snapshot,omitempty"` // that was taken at its end
 
-	Seconds    float64 `json:"seconds,omitempty"`
-	CPUSeconds float64 `json:"cpuSeconds,omitempty"`
+	Seconds float64 `json:"seconds,omitempty"`
 }
 
 // Snapshot is a heap snapshot that was taken where the transcript has one.

@@ -37,22 +37,40 @@ func (r *Reader) Bundle(ctx context.Context, id string) ([]byte, error) {
 	if stored == nil {
 		return nil, r.wrap(ErrPruned, "reading bundle %s", id)
 	}
-	found, err := bundleID(id, stored)
-	if err != nil {
+	bundle, found, err := decodeBundle(id, stored)
+	switch {
+	case err != nil:
 		return nil, r.damaged("bundle "+id, "a bundle", err.Error())
-	}
-	if found != id {
+	case found != id:
 		return nil, r.damaged("bundle "+id, id, found)
 	}
-	if strings.HasPrefix(id, "b0-") {
-		return stored, nil
+	return bundle, nil
+}
+
+// DecodeBundle returns a bundle as SwingSet hands it to a worker, an object in JSON, of what a store or an artifact of its export has of it,
+// after checking that it is what its ID says.
+func DecodeBundle(id string, stored []byte) ([]byte, error) {
+	bundle, found, err := decodeBundle(id, stored)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("reading bundle %s: %w", id, err)
+	case found != id:
+		return nil, fmt.Errorf("bundle %s is %s", id, found)
+	}
+	return bundle, nil
+}
+
+func decodeBundle(id string, stored []byte) (bundle []byte, found string, err error) {
+	if found, err = bundleID(id, stored); err != nil || strings.HasPrefix(id, "b0-") {
+		return stored, found, err
 	}
 	// The order of keys is SwingSet's (swing-store, src/bundleStore.js, getBundle).
-	return json.Marshal(struct {
+	bundle, err = json.Marshal(struct {
 		ModuleFormat string `json:"moduleFormat"`
 		SHA512       string `json:"endoZipBase64Sha512"`
 		Zip          string `json:"endoZipBase64"`
 	}{"endoZipBase64", strings.TrimPrefix(id, "b1-"), base64.StdEncoding.EncodeToString(stored)})
+	return bundle, found, err
 }
 
 // ParseBundle returns the ID of a bundle, an object in JSON, after checking what it hashes.

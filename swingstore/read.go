@@ -103,6 +103,53 @@ func (r *Reader) NextKey(ctx context.Context, key string) (string, error) {
 	return next, nil
 }
 
+// Pair is a key of the kernel and its value.
+type Pair struct{ Key, Value string }
+
+// Keys returns the keys that begin with prefix, and their values, in the order of UTF-8.
+func (r *Reader) Keys(ctx context.Context, prefix string) iter.Seq2[Pair, error] {
+	batch := func(from string, after bool) (pairs []Pair, err error) {
+		query := "SELECT key, value FROM kvStore WHERE key >= ? ORDER BY key LIMIT ?"
+		if after {
+			query = "SELECT key, value FROM kvStore WHERE key > ? ORDER BY key LIMIT ?"
+		}
+		rows, err := r.query(ctx, query, from, batchItems)
+		if err != nil {
+			return nil, err
+		}
+		defer rows.Close()
+		for size := 0; size < batchBytes && rows.Next(); {
+			var p Pair
+			if err := rows.Scan(&p.Key, &p.Value); err != nil {
+				return nil, err
+			}
+			if !strings.HasPrefix(p.Key, prefix) {
+				break
+			}
+			pairs, size = append(pairs, p), size+len(p.Key)+len(p.Value)
+		}
+		return pairs, rows.Err()
+	}
+	return func(yield func(Pair, error) bool) {
+		for from, after := prefix, false; ; after = true {
+			pairs, err := batch(from, after)
+			if err != nil {
+				yield(Pair{}, r.wrap(err, "reading keys that begin with %q", prefix))
+				return
+			}
+			for _, p := range pairs {
+				if !yield(p, nil) {
+					return
+				}
+			}
+			if len(pairs) == 0 {
+				return
+			}
+			from = pairs[len(pairs)-1].Key
+		}
+	}
+}
+
 // Vats returns all vats of which the store has something, sorted by number.
 func (r *Reader) Vats(ctx context.Context) ([]Vat, error) {
 	ids, err := collect[string](ctx, r, "SELECT DISTINCT vatID FROM transcriptSpans UNION SELECT substr(key, 1, length(key)-8) FROM kvStore WHERE key GLOB 'v[0-9]*.options'")

@@ -246,6 +246,19 @@ func (tx *Tx) InitTranscript(vat string) error {
 	return nil
 }
 
+// AddSpan adds a span as it is, whose items and hash are the caller's affair: of a transcript of which not all is there, or is to be.
+func (tx *Tx) AddSpan(s Span) error {
+	var current any
+	if s.Current {
+		current = 1
+	}
+	if err := tx.exec("INSERT INTO transcriptSpans (vatID, startPos, endPos, hash, isCurrent, incarnation) VALUES (?, ?, ?, ?, ?, ?)",
+		s.Vat, s.Start, s.End, s.Hash, current, s.Incarnation); err != nil {
+		return tx.wrap(err, "adding %s", s)
+	}
+	return nil
+}
+
 // SetEngine records that a version runs a vat from a position of its transcript on.
 func (tx *Tx) SetEngine(vat string, position int64, version string) error {
 	if !tx.engines {
@@ -354,7 +367,16 @@ func (tx *Tx) SaveSnapshot(vat string, w *SnapshotWriter) (Snapshot, error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
-	s := Snapshot{Vat: vat, Position: span.End, Hash: hex.EncodeToString(w.hash.Sum(nil)), Size: w.size, InUse: true, Present: true, Engine: span.Engine}
+	return tx.SaveSnapshotAt(vat, span.End, w)
+}
+
+// SaveSnapshotAt is SaveSnapshot for a position of the vat's transcript: that of the item save-snapshot.
+func (tx *Tx) SaveSnapshotAt(vat string, position int64, w *SnapshotWriter) (Snapshot, error) {
+	engine, err := tx.engineAt(context.Background(), vat, position)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	s := Snapshot{Vat: vat, Position: position, Hash: hex.EncodeToString(w.hash.Sum(nil)), Size: w.size, InUse: true, Present: true, Engine: engine}
 	if err := w.z.Close(); err != nil {
 		return s, err
 	}

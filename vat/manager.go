@@ -56,7 +56,8 @@ type Manager struct {
 // Outcome is what came of a delivery.
 type Outcome struct {
 	OK      bool
-	Problem string          // if it is not OK: what the supervisor says, or what meter was exceeded; then the worker may have ended
+	Problem string          // if it is not OK: what the supervisor says, or what meter was exceeded
+	Ended   bool            // the worker has ended, since a meter was exceeded
 	Results json.RawMessage // of the supervisor; null so far
 	Meter   xsnap.Meter
 }
@@ -120,11 +121,11 @@ func (m *Manager) load() error {
 		return err
 	}
 	answer, err := elements(reply.Payload)
-	if err != nil {
-		return fmt.Errorf("the supervisor of %s answers setBundle with %q: %w", m.o.ID, brief(reply.Payload), err)
+	if err == nil && text(answer[0]) != "dispatchReady" {
+		err = errors.New(`expected ["dispatchReady"]`)
 	}
-	if tag := text(answer[0]); tag != "dispatchReady" {
-		return fmt.Errorf("the supervisor of %s answers setBundle with %s, expected dispatchReady", m.o.ID, brief(reply.Payload))
+	if err != nil {
+		return fmt.Errorf("answering setBundle: %w", m.odd(reply.Payload, err))
 	}
 	return nil
 }
@@ -144,7 +145,7 @@ func (m *Manager) Deliver(ctx context.Context, delivery []byte, syscall Syscalle
 	m.mu.Unlock()
 	if err != nil {
 		if problem, ok := exceeded(err); ok {
-			return Outcome{Problem: problem}, nil
+			return Outcome{Problem: problem, Ended: true}, nil
 		}
 		m.Kill() // also after an exception in handleCommand, which a supervisor does not let through
 		if cause := context.Cause(ctx); cause != nil && errors.Is(err, xsnap.ErrKilled) {
@@ -174,7 +175,7 @@ func (m *Manager) Deliver(ctx context.Context, delivery []byte, syscall Syscalle
 	if len(reply.Payload) == 0 {
 		err = errors.New("the worker has nothing more to do, and has not answered")
 	}
-	return Outcome{}, fmt.Errorf("the supervisor of %s answers a delivery with %q: %w", m.o.ID, brief(reply.Payload), err)
+	return Outcome{}, fmt.Errorf("answering a delivery: %w", m.odd(reply.Payload, err))
 }
 
 // exceeded tells the ends of a worker that are the vat's fault, in SwingSet's words
@@ -201,13 +202,13 @@ func (m *Manager) handle(ctx context.Context, message []byte) (answer []byte, er
 			answer, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	message, err = normal(nil, message)
+	plain, err := normal(nil, message)
 	if err != nil {
-		return nil, fmt.Errorf("a message from the supervisor of %s: %w", m.o.ID, err)
+		return nil, m.odd(message, err)
 	}
-	item, err := elements(message)
+	item, err := elements(plain)
 	if err != nil {
-		return nil, fmt.Errorf("a message from the supervisor of %s: %w", m.o.ID, err)
+		return nil, m.odd(message, err)
 	}
 	switch tag := text(item[0]); {
 	case tag == "syscall" && len(item) == 2:
@@ -215,7 +216,7 @@ func (m *Manager) handle(ctx context.Context, message []byte) (answer []byte, er
 		syscall := m.syscall
 		m.mu.Unlock()
 		if syscall == nil {
-			return nil, fmt.Errorf("%s makes a syscall when nothing is delivered: %s", m.o.ID, brief(item[1]))
+			return nil, m.odd(message, errors.New("nothing is delivered"))
 		}
 		return syscall(ctx, item[1])
 	case tag == "sourcedConsole" && len(item) >= 3:
@@ -229,7 +230,24 @@ func (m *Manager) handle(ctx context.Context, message []byte) (answer []byte, er
 		}
 		return []byte(`["OK"]`), nil
 	}
-	return nil, fmt.Errorf("a message from the supervisor of %s that there should not be: %s", m.o.ID, brief(message))
+	return nil, m.odd(message, errors.New("expected a syscall, or what it prints"))
+}
+
+// SupervisorError says that what runs in a worker does not speak as a supervisor does.
+type SupervisorError struct {
+	Vat  string
+	Says string // or the beginning of it
+	Err  error
+}
+
+func (e *SupervisorError) Error() string {
+	return fmt.Sprintf("the supervisor of %s says %q: %v", e.Vat, e.Says, e.Err)
+}
+
+func (e *SupervisorError) Unwrap() error { return e.Err }
+
+func (m *Manager) odd(message []byte, err error) error {
+	return &SupervisorError{Vat: m.o.ID, Says: brief(message), Err: err}
 }
 
 // Snapshot writes a heap snapshot to dst while the worker makes it. With restart, a new worker is started from what is written and

@@ -236,7 +236,7 @@ func TestManagerErrors(t *testing.T) {
 	t.Run("delivery", func(t *testing.T) {
 		t.Parallel()
 		m := start(t)
-		if _, err := m.Deliver(t.Context(), []byte(`["nonsense"]`), nil); err == nil || !strings.Contains(err.Error(), `answers a delivery with "[\"err\"`) {
+		if _, err := m.Deliver(t.Context(), []byte(`["nonsense"]`), nil); err == nil || !strings.Contains(err.Error(), `answering a delivery: the supervisor of v4 says "[\"err\"`) {
 			t.Errorf("%v", err)
 		}
 	})

@@ -1,0 +1,148 @@
+package replay
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/enginery/enginery/swingstore"
+	"github.com/google/renameio/v2"
+)
+
+// Action is a piece of work as all its inputs, each named by what it is: who computes one, here or elsewhere, gets the same result. The
+// SHA-256 of it in JSON is its digest.
+type Action struct {
+	Schema     string   `json:"schema"`
+	Engine     string   `json:"engine"` // digest of the worker: "sha256:…"
+	Emulated   bool     `json:"emulated,omitempty"`
+	Worker     Worker   `json:"worker"`
+	Vat        string   `json:"vat"`                // the vat knows its ID
+	Snapshot   string   `json:"snapshot,omitempty"` // SHA-256 of the heap snapshot to start from; empty: from bundles, which the transcript names
+	Lockdown   string   `json:"lockdown,omitempty"` // SHA-256, of those that stand in for the ones that the transcript names
+	Supervisor string   `json:"supervisor,omitempty"`
+	Reload     bool     `json:"reload"`
+	Spans      []string `json:"spans"` // START-END:HASH
+}
+
+// Worker is how an action's worker is started.
+type Worker struct {
+	Protocol             int   `json:"protocol"`
+	MeteringLimit        int64 `json:"meteringLimit,omitempty"`
+	ParserBuffer         int   `json:"parserBuffer,omitempty"`
+	EnableDisavow        bool  `json:"enableDisavow,omitempty"`
+	RelaxDurabilityRules bool  `json:"relaxDurabilityRules,omitempty"`
+}
+
+// actionSchema changes when the meaning of actions or results does.
+const actionSchema = "enginery.replay.action/v1"
+
+// Digest returns the action's digest.
+func (a *Action) Digest() string {
+	b, err := json.Marshal(a)
+	if err != nil {
+		panic(err) // it has nothing that could fail
+	}
+	return digestOf(b)
+}
+
+func digestOf(b []byte) string {
+	s := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(s[:])
+}
+
+func (p *piece) action() *Action {
+	w := p.worker()
+	a := &Action{
+		Schema: actionSchema, Engine: p.run.column.Engine, Emulated: len(w.Emulator) > 0, Vat: p.vat.ID, Reload: p.run.column.Reload,
+		Worker: Worker{w.Protocol, w.MeteringLimit, w.ParserBuffer, p.vat.Options.EnableDisavow, p.run.relax},
+	}
+	for _, s := range p.spans {
+		a.Spans = append(a.Spans, fmt.Sprintf("%d-%d:%s", s.Start, s.End, s.Hash))
+	}
+	if p.snapshot != nil {
+		a.Snapshot = p.snapshot.Hash
+	}
+	if p.run.column.Bundles == BundlesVersion {
+		a.Lockdown, a.Supervisor = digestOf(p.run.engine.Lockdown), digestOf(p.run.engine.Supervisor)
+	}
+	return a
+}
+
+// cached is a result in the cache. Action is there for people.
+type cached struct {
+	Action *Action         `json:"action"`
+	Sum    string          `json:"sum"` // of Result
+	Result json.RawMessage `json:"result"`
+}
+
+// cache is a folder with results, by the digests of their actions; "" if there is none.
+type cache string
+
+func (c cache) path(a *Action) string {
+	hash := a.Digest()[len("sha256:"):]
+	return filepath.Join(string(c), hash[:2], hash+".json")
+}
+
+// get returns the result of an action, or nil. One that is damaged is none.
+func (c cache) get(a *Action) (*result, error) {
+	if c == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(c.path(a))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("reading a result that is known: %w", err)
+	}
+	var r cached
+	res := new(result)
+	if json.Unmarshal(b, &r) != nil || digestOf(r.Result) != r.Sum || json.Unmarshal(r.Result, res) != nil || r.Action.Digest() != a.Digest() {
+		return nil, nil
+	}
+	return res, nil
+}
+
+// put keeps a result, whole or not at all.
+func (c cache) put(a *Action, res *result) error {
+	if c == "" || !res.final() {
+		return nil
+	}
+	text, err := json.Marshal(res)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(cached{a, digestOf(text), text})
+	if err != nil {
+		return err
+	}
+	path := c.path(a)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("keeping a result: %w", err)
+	}
+	if err := renameio.WriteFile(path, b, 0o644); err != nil {
+		return fmt.Errorf("keeping a result: %w", err)
+	}
+	return nil
+}
+
+// verified is what a result that is known says, if the source still has what it is a result of.
+func (p *piece) verified(read func(swingstore.Span) error, r *result) (*result, error) {
+	if r == nil || len(r.Spans) != len(p.spans) {
+		return nil, nil
+	}
+	for _, s := range p.spans {
+		if err := read(s); err != nil {
+			var damaged *swingstore.DamagedError
+			if errors.As(err, &damaged) || errors.Is(err, swingstore.ErrPruned) {
+				return nil, nil // what is wrong comes out when it is replayed
+			}
+			return nil, err
+		}
+	}
+	return r, nil
+}

@@ -1,0 +1,567 @@
+package replay
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/enginery/enginery/replay/transcripts"
+	"github.com/enginery/enginery/swingstore"
+	"github.com/enginery/enginery/vat"
+	"github.com/enginery/enginery/xsnap"
+)
+
+// piece is what one worker does in one go, and what jobs share among them: spans that follow upon each other, from a heap snapshot or bundles.
+type piece struct {
+	run      *runner
+	vat      swingstore.Vat
+	spans    []swingstore.Span
+	snapshot *swingstore.Snapshot // nil: it begins with bundles
+	end      int64                // of the vat's last span
+}
+
+// items returns how many items a piece has.
+func (p *piece) items() (n int64) {
+	for _, s := range p.spans {
+		n += s.End - s.Start
+	}
+	return n
+}
+
+// plan divides a vat's spans into pieces.
+func (r *runner) plan(v swingstore.Vat, spans []swingstore.Span, snapshots []swingstore.Snapshot) []*piece {
+	present := make(map[int64]*swingstore.Snapshot)
+	for i, s := range snapshots {
+		if s.Present {
+			present[s.Position+1] = &snapshots[i]
+		}
+	}
+	var pieces []*piece
+	for i, s := range spans {
+		p := &piece{run: r, vat: v, spans: spans[i : i+1 : i+1], end: spans[len(spans)-1].End}
+		first := i == 0 || spans[i-1].Incarnation != s.Incarnation
+		if !first && r.column.Start == FromSnapshots {
+			p.snapshot = present[s.Start]
+		}
+		if first || p.snapshot != nil {
+			pieces = append(pieces, p)
+			continue
+		}
+		last := pieces[len(pieces)-1]
+		last.spans = append(last.spans, s)
+	}
+	return pieces
+}
+
+// result is what came of a piece. It is kept in the cache.
+type result struct {
+	Spans  []Span `json:"spans"`
+	Series Series `json:"series"`
+}
+
+// final reports whether a result depends on nothing but the piece and the engine, so that it holds for ever.
+func (r *result) final() bool {
+	for _, s := range r.Spans {
+		if s.Outcome == Damaged || s.Outcome == Unavailable || s.Differences[Timeout] > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// player replays a piece.
+type player struct {
+	*piece
+	m      *vat.Manager
+	result result
+	span   *Span // that it is in
+	id     swingstore.Span
+
+	heap    string // "snapshot HASH" that the last span ended with, or ""
+	pending int64  // deliveries of which nobody was told yet
+	told    time.Time
+	sink    io.Writer // also gets the last heap snapshot that is taken; nil: none
+}
+
+// play replays a piece. What the version, the vat or the source is to blame for is in the result; an error is something else.
+func (p *piece) play(ctx context.Context) (*result, error) { return (&player{piece: p}).play(ctx) }
+
+func (p *player) play(ctx context.Context) (*result, error) {
+	ctx, cancel := context.WithCancel(ctx) // which the workers live in
+	defer cancel()
+	defer func() {
+		if p.m != nil {
+			p.m.Kill()
+		}
+	}()
+	for i, s := range p.spans {
+		begun := time.Now()
+		p.id = s
+		p.result.Spans = append(p.result.Spans, Span{
+			Start: s.Start, End: s.End, Incarnation: s.Incarnation, Hash: s.Hash, Level: Identical, Differences: make(map[Dimension]int64),
+		})
+		p.span = &p.result.Spans[i]
+		p.run.tell(Event{Kind: Started, Vat: p.vat.ID, Start: s.Start})
+		var err error
+		switch before := p.before(i); {
+		case before == nil || before.Outcome == Replayed:
+			err = p.playSpan(ctx, i)
+		case before.Outcome == Unavailable || before.Outcome == Damaged:
+			err = &stop{before.Outcome, fmt.Sprintf("it follows on span %d, which could not be read, and there is no heap snapshot to start from", before.Start)}
+		case before.Outcome == Refused:
+			err = &stop{Refused, before.Reason}
+		default:
+			err = &stop{Unreached, fmt.Sprintf("it follows on span %d, whose replay ended early", before.Start)}
+		}
+		p.advance(true)
+		if err != nil {
+			end, err := p.judge(ctx, err)
+			if err != nil {
+				return nil, err
+			}
+			p.span.Outcome, p.span.Reason = end.outcome, end.reason
+			if p.m != nil {
+				p.m.Kill()
+				p.m = nil
+			}
+		} else {
+			p.span.Outcome = Replayed
+		}
+		if p.span.Outcome != Replayed {
+			p.span.Level = Divergent
+		}
+		p.span.Seconds = time.Since(begun).Seconds()
+		p.run.tell(Event{Kind: Finished, Vat: p.vat.ID, Start: s.Start, Deliveries: p.span.Deliveries, Result: p.span})
+	}
+	return &p.result, nil
+}
+
+func (p *player) before(i int) *Span {
+	if i == 0 {
+		return nil
+	}
+	return &p.result.Spans[i-1]
+}
+
+// stop says why a span was not replayed to its end.
+type stop struct {
+	outcome Outcome
+	reason  string
+}
+
+func (s *stop) Error() string { return string(s.outcome) + ": " + s.reason }
+
+// judge tells what the source is to blame for from what this machine is to blame for.
+func (p *player) judge(ctx context.Context, err error) (*stop, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	var s *stop
+	var damaged *swingstore.DamagedError
+	switch {
+	case errors.As(err, &s):
+		return s, nil
+	case errors.As(err, &damaged):
+		return &stop{Damaged, err.Error()}, nil
+	case errors.Is(err, swingstore.ErrPruned), errors.Is(err, swingstore.ErrNotFound):
+		return &stop{Unavailable, err.Error()}, nil
+	}
+	return nil, fmt.Errorf("replaying %s on %s: %w", p.id, p.run.engine.Version, err)
+}
+
+// ended returns what the end of a worker says, if it is the engine or the vat that ended it. An error is this machine's.
+func ended(err error) (string, error) {
+	var exit *xsnap.ExitError
+	var protocol *xsnap.ProtocolError
+	var size *xsnap.SizeError
+	var guest *xsnap.GuestError
+	switch {
+	case errors.As(err, &exit):
+		if exit.Signal == syscall.SIGKILL || exit.Signal == syscall.SIGTERM || exit.Signal == syscall.SIGINT {
+			return "", fmt.Errorf("%w; if memory was short, run with fewer jobs", err)
+		}
+		plain := *exit
+		plain.Stderr = "" // which may hold addresses
+		return plain.Error(), nil
+	case errors.As(err, &protocol), errors.As(err, &size), errors.As(err, &guest):
+		return err.Error(), nil
+	}
+	var supervisor *vat.SupervisorError
+	if errors.As(err, &supervisor) {
+		return supervisor.Error(), nil
+	}
+	return "", err
+}
+
+// playSpan replays the i-th span of the piece.
+func (p *player) playSpan(ctx context.Context, i int) error {
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	last := ""
+	for e := range read(reading, p.run.source, p.id) {
+		if e.err != nil {
+			return e.err
+		}
+		kind := e.entry.Kind()
+		if want := p.place(e, kind, last, i); want != "" {
+			p.differ(e, Structure, 0, want, string(e.entry.Delivery))
+			if e.position == p.id.Start {
+				return &stop{Stopped, fmt.Sprintf("the span starts with %q, expected %s", kind, want)}
+			}
+			last = kind
+			continue
+		}
+		last = kind
+		var err error
+		switch kind {
+		case "initialize-worker":
+			err = p.initialize(ctx, e)
+		case "load-snapshot":
+			err = p.load(ctx, e, i)
+		case "save-snapshot":
+			err = p.save(ctx, e)
+		case "shutdown-worker":
+			err = p.shutdown()
+		default:
+			err = p.deliver(ctx, e)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if p.id.End < p.end && last != "save-snapshot" && last != "shutdown-worker" {
+		p.count(Structure)
+		p.list(Difference{Position: p.id.End - 1, Delivery: last, Dimension: Structure, Expected: "save-snapshot or shutdown-worker at the end of the span", Got: last})
+	}
+	return nil
+}
+
+// deliveries are those that a supervisor takes.
+var deliveries = []string{"message", "notify", "dropExports", "retireExports", "retireImports", "changeVatOptions", "startVat", "stopVat", "bringOutYourDead"}
+
+// place returns what should be in the place of an item that cannot stand where it stands, and otherwise "".
+func (p *player) place(e entry, kind, last string, i int) string {
+	begins := kind == "initialize-worker" || kind == "load-snapshot"
+	ends := kind == "save-snapshot" || kind == "shutdown-worker"
+	switch {
+	case e.position == p.id.Start && (i > 0 || p.snapshot != nil):
+		if kind != "load-snapshot" || i > 0 && p.m == nil {
+			return "load-snapshot"
+		}
+	case e.position == p.id.Start && !begins:
+		return "initialize-worker"
+	case e.position == p.id.Start:
+	case last == "save-snapshot" || last == "shutdown-worker":
+		return "nothing after " + last
+	case begins || !ends && !slices.Contains(deliveries, kind):
+		return "a delivery"
+	}
+	return ""
+}
+
+// initialize starts a worker from bundles.
+func (p *player) initialize(ctx context.Context, e entry) error {
+	var list []json.RawMessage
+	var init struct {
+		Source        struct{ BundleID string }
+		WorkerOptions struct {
+			Type      string
+			BundleIDs []string
+		}
+	}
+	err := json.Unmarshal(e.entry.Delivery, &list)
+	if err == nil && len(list) == 2 {
+		err = json.Unmarshal(list[1], &init)
+	}
+	w := init.WorkerOptions
+	switch {
+	case err != nil || len(list) != 2:
+		p.differ(e, Structure, 0, `["initialize-worker",{…}]`, string(e.entry.Delivery))
+		return &stop{Stopped, "its worker cannot be initialized"}
+	case w.Type != "" && w.Type != "xsnap" && w.Type != "xs-worker":
+		return &stop{Unavailable, fmt.Sprintf("it ran on a worker of type %q, which needs no engine", w.Type)}
+	case init.Source.BundleID == "":
+		return &stop{Unavailable, "the source does not say what bundle it ran"}
+	}
+	mo := vat.ManagerOptions{Worker: p.worker(), ID: p.vat.ID, Name: p.vat.Name, LiveSlots: vat.LiveSlots{EnableDisavow: p.vat.Options.EnableDisavow, RelaxDurabilityRules: p.run.relax}}
+	if p.run.column.Bundles == BundlesVersion || len(w.BundleIDs) != 2 {
+		mo.Lockdown, mo.Supervisor = p.run.engine.Lockdown, p.run.engine.Supervisor
+		if mo.Lockdown == nil || mo.Supervisor == nil {
+			return &stop{Unavailable, "neither the source nor the version has lockdown and supervisor bundles"}
+		}
+	} else if mo.Lockdown, err = p.run.bundle(ctx, w.BundleIDs[0]); err != nil {
+		return err
+	} else if mo.Supervisor, err = p.run.bundle(ctx, w.BundleIDs[1]); err != nil {
+		return err
+	}
+	if mo.Bundle, err = p.run.bundle(ctx, init.Source.BundleID); err != nil {
+		return err
+	}
+	p.span.From = "bundles"
+	life, err := p.start(ctx, mo)
+	if err != nil {
+		return p.gone(life, e, err)
+	}
+	return nil
+}
+
+// start starts a worker, and returns the context that it lives in.
+func (p *player) start(ctx context.Context, mo vat.ManagerOptions) (context.Context, error) {
+	life, end := context.WithCancelCause(ctx)
+	late := time.AfterFunc(p.run.timeout, func() { end(context.DeadlineExceeded) })
+	m, err := vat.StartManager(life, mo)
+	if !late.Stop() && err == nil {
+		m.Kill()
+		err = context.DeadlineExceeded
+	}
+	if err == nil {
+		p.m = m
+	}
+	return life, err
+}
+
+func (p *piece) worker() xsnap.Options {
+	w := p.run.engine.Worker
+	if p.vat.Options.MeterID != "" {
+		w.MeteringLimit = vat.DefaultMeteringLimit
+	}
+	return w
+}
+
+// load starts a worker from the heap snapshot that a span begins with, or goes on with the one that there is.
+func (p *player) load(ctx context.Context, e entry, i int) error {
+	if i > 0 {
+		p.span.From = fmt.Sprintf("span %d", p.spans[i-1].Start)
+		if want := p.heap; want != "" && want != hashIn(e.entry.Delivery) {
+			p.differ(e, Structure, 0, `["load-snapshot",{"snapshotID":"`+want+`"}]`, string(e.entry.Delivery))
+		}
+		return nil
+	}
+	if p.snapshot == nil {
+		return &stop{Unavailable, "it begins with a heap snapshot, and the source has none that it could start from"}
+	}
+	if hash := hashIn(e.entry.Delivery); hash != p.snapshot.Hash {
+		p.differ(e, Structure, 0, `["load-snapshot",{"snapshotID":"`+p.snapshot.Hash+`"}]`, string(e.entry.Delivery))
+	}
+	p.span.From = "snapshot " + p.snapshot.Hash
+	r, err := p.run.source.OpenSnapshot(ctx, *p.snapshot)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	mo := vat.ManagerOptions{Worker: p.worker(), ID: p.vat.ID, Name: p.vat.Name}
+	mo.Worker.Snapshot, mo.Worker.SnapshotSHA256 = r, p.snapshot.Hash
+	life, err := p.start(ctx, mo)
+	if err == nil {
+		return nil
+	}
+	var damaged *swingstore.DamagedError
+	if errors.As(err, &damaged) || ctx.Err() != nil {
+		return err
+	}
+	if life.Err() != nil {
+		return p.gone(life, e, err)
+	}
+	why, err := ended(err)
+	if err != nil {
+		return err
+	}
+	return &stop{Refused, fmt.Sprintf("%s does not load its heap snapshot %s: %s", p.run.engine.Version, p.snapshot.Hash, why)}
+}
+
+// hashIn returns the hash that load-snapshot names.
+func hashIn(delivery []byte) string {
+	var list []json.RawMessage
+	var load struct{ SnapshotID string }
+	if json.Unmarshal(delivery, &list) == nil && len(list) == 2 {
+		json.Unmarshal(list[1], &load) // "" is the hash of nothing
+	}
+	return load.SnapshotID
+}
+
+// save takes a heap snapshot and, as the chain does, starts the worker anew from it.
+func (p *player) save(ctx context.Context, e entry) error {
+	hash, size := sha256.New(), new(counter)
+	dst := io.MultiWriter(hash, size)
+	if p.sink != nil && p.id.Start == p.spans[len(p.spans)-1].Start {
+		dst = io.MultiWriter(hash, size, p.sink)
+	}
+	limit, cancel := context.WithTimeout(ctx, p.run.timeout)
+	defer cancel()
+	halt := context.AfterFunc(limit, p.m.Kill)
+	err := p.m.Snapshot(ctx, dst, p.run.column.Reload)
+	halt()
+	if err != nil {
+		return p.gone(limit, e, err)
+	}
+	p.heap = e.entry.Result.SnapshotID
+	p.span.Snapshot = &Snapshot{Expected: p.heap, Got: hex.EncodeToString(hash.Sum(nil)), Size: int64(*size)}
+	if p.span.Snapshot.Got != p.heap {
+		p.differ(e, HeapSnapshot, 0, p.heap, p.span.Snapshot.Got)
+	}
+	return nil
+}
+
+type counter int64
+
+func (c *counter) Write(b []byte) (int, error) {
+	*c += counter(len(b))
+	return len(b), nil
+}
+
+func (p *player) shutdown() error {
+	m := p.m
+	p.m = nil
+	if err := m.Close(); err != nil {
+		m.Kill()
+		if _, err := ended(err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deliver makes a delivery and compares all that comes of it.
+func (p *player) deliver(ctx context.Context, e entry) error {
+	limit, cancel := context.WithTimeout(ctx, p.run.timeout)
+	defer cancel()
+	m := &matcher{entry: &e.entry}
+	begun := time.Now()
+	o, err := p.m.Deliver(limit, e.entry.Delivery, func(_ context.Context, syscall []byte) ([]byte, error) { return m.syscall(syscall), nil })
+	seconds := time.Since(begun).Seconds()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	e.meter = Meter{o.Meter.Compute, o.Meter.Allocate, o.Meter.HeapCount}
+	found := m.finish()
+	if err != nil {
+		found = slices.DeleteFunc(found, func(f finding) bool { return f.dimension == MissingSyscall }) // it had no time for them
+	}
+	for _, f := range found {
+		p.differ(e, f.dimension, f.index, string(f.expected), string(f.got))
+	}
+	p.span.Deliveries++
+	p.pending++
+	p.advance(false)
+	if err != nil {
+		return p.gone(limit, e, err)
+	}
+	recorded := e.entry.Result
+	status := "ok"
+	if !o.OK {
+		status = "error: " + o.Problem
+	}
+	if got := status; o.OK != (recorded.Status == "ok") {
+		p.differ(e, Status, 0, recorded.Status, got)
+	}
+	expected := int64(-1)
+	if recorded.Metering != nil {
+		expected = recorded.Metering.Computrons
+		p.span.Computrons.Expected += expected
+		p.span.Computrons.Got += o.Meter.Compute
+		if expected != o.Meter.Compute {
+			p.differ(e, Computrons, 0, strconv.FormatInt(expected, 10), strconv.FormatInt(o.Meter.Compute, 10))
+		}
+	}
+	if o.Meter.HeapCount > 0 { // otherwise the worker had no time to say
+		p.span.HeapCount, p.span.Allocated = o.Meter.HeapCount, o.Meter.Allocate
+	}
+	p.result.Series.add(e.position, max(expected, 0), o.Meter.Compute, o.Meter.HeapCount, o.Meter.Allocate, seconds)
+	if o.Ended && (recorded.Status == "ok" || e.position+1 < p.id.End) {
+		return &stop{Stopped, fmt.Sprintf("the vat's fault ended the worker at item %d: %s", e.position, o.Problem)}
+	}
+	return nil
+}
+
+// gone says that the worker has ended, or had to be.
+func (p *player) gone(ctx context.Context, e entry, err error) error {
+	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		p.differ(e, Timeout, 0, "at most "+p.run.timeout.String(), "no answer")
+		return &stop{Stopped, fmt.Sprintf("item %d took longer than %v", e.position, p.run.timeout)}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	why, err := ended(err)
+	if err != nil {
+		return err
+	}
+	p.differ(e, WorkerExit, 0, "", why)
+	return &stop{Stopped, fmt.Sprintf("the worker ended at item %d: %s", e.position, why)}
+}
+
+// differ notes a difference.
+func (p *player) differ(e entry, d Dimension, index int, expected, got string) {
+	p.count(d)
+	if p.span.Differences[d] > DefaultListed {
+		return
+	}
+	expected, got = shorten(expected, got)
+	delivery, _ := shorten(string(e.entry.Delivery), "")
+	p.list(Difference{Position: e.position, Delivery: delivery, Dimension: d, Syscall: index, Expected: expected, Got: got, Meter: e.meter})
+}
+
+func (p *player) count(d Dimension) {
+	p.span.Differences[d]++
+	p.span.Level = min(p.span.Level, d.Level())
+}
+
+func (p *player) list(d Difference) {
+	d.Vat, d.Incarnation, d.Span = p.vat.ID, p.id.Incarnation, p.id.Start
+	p.span.Listed = append(p.span.Listed, d)
+}
+
+// advance tells how many deliveries were made, not too often.
+func (p *player) advance(now bool) {
+	const pause = 100 * time.Millisecond
+	if p.pending == 0 || !now && time.Since(p.told) < pause {
+		return
+	}
+	p.run.tell(Event{Kind: Advanced, Vat: p.vat.ID, Start: p.id.Start, Deliveries: p.pending})
+	p.pending, p.told = 0, time.Now()
+}
+
+// entry is an item, read.
+type entry struct {
+	position int64
+	entry    vat.Entry
+	meter    Meter
+	err      error
+}
+
+// read reads items ahead of the worker that does them.
+func read(ctx context.Context, source transcripts.Source, s swingstore.Span) <-chan entry {
+	const ahead = 32
+	entries := make(chan entry, ahead)
+	go func() {
+		defer close(entries)
+		for item, err := range source.Items(ctx, s) {
+			e := entry{position: item.Position, err: err}
+			if err == nil {
+				if err := json.Unmarshal(item.Text, &e.entry); err != nil {
+					e.err = &swingstore.DamagedError{Store: source.Path(), What: fmt.Sprintf("item %d of %s", item.Position, s), Want: "an item of a transcript in JSON", Found: err.Error()}
+				}
+			}
+			select {
+			case entries <- e:
+			case <-ctx.Done():
+				return
+			}
+			if e.err != nil {
+				return
+			}
+		}
+	}()
+	return entries
+}

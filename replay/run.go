@@ -1,0 +1,379 @@
+package replay
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/enginery/enginery/replay/transcripts"
+	"github.com/enginery/enginery/swingstore"
+	"github.com/enginery/enginery/vat"
+	"golang.org/x/sync/errgroup"
+)
+
+// Bundles that workers start from.
+const (
+	BundlesRecorded = "recorded" // those that the transcript names
+	BundlesVersion  = "version"  // the version's own
+)
+
+// Run replays a source on a version. What a version does otherwise than recorded, and what is wrong with the source, is in the report. An
+// error says that there is none: ctx has ended, the source is none, or this machine could not do it. Results that there were by then are in the
+// cache, and the next Run goes on from there.
+func Run(ctx context.Context, source transcripts.Source, e *vat.Engine, o Options) (*Report, error) {
+	begun := time.Now()
+	r, err := newRunner(ctx, source, e, o)
+	if err != nil {
+		return nil, err
+	}
+	report, err := replayAll(ctx, o, r)
+	if err != nil {
+		return nil, err
+	}
+	report.Seconds = time.Since(begun).Seconds()
+	return report, nil
+}
+
+// runner is a column of the matrix.
+type runner struct {
+	source  transcripts.Source
+	engine  *vat.Engine
+	column  Column
+	index   int
+	relax   bool // relaxDurabilityRules
+	timeout time.Duration
+	observe func(Event)
+	bundles *bundles
+}
+
+func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o Options) (*runner, error) {
+	digest, err := workerDigest(e)
+	if err != nil {
+		return nil, err
+	}
+	r := &runner{
+		source: source, engine: e, timeout: cmp.Or(o.Timeout, DefaultTimeout), bundles: &bundles{byID: make(map[string][]byte)},
+		column: Column{Version: e.Version, Engine: digest, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker},
+	}
+	if o.VersionBundles {
+		r.column.Bundles = BundlesVersion
+	}
+	relax, err := source.Get(ctx, "kernel.relaxDurabilityRules")
+	if err != nil && !errors.Is(err, swingstore.ErrNotFound) {
+		return nil, err
+	}
+	r.relax = relax == "true"
+	return r, nil
+}
+
+// workerDigest returns the SHA-256 of the program that an engine is.
+func workerDigest(e *vat.Engine) (string, error) {
+	w := e.Worker
+	switch {
+	case w.Engine != nil && w.Debug:
+		return "sha256:" + w.Engine.DebugWorker.SHA256, nil
+	case w.Engine != nil:
+		return "sha256:" + w.Engine.Worker.SHA256, nil
+	}
+	f, err := os.Open(w.Path)
+	if err != nil {
+		return "", fmt.Errorf("reading the worker of %s: %w", e.Version, err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", fmt.Errorf("reading the worker of %s: %w", e.Version, err)
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// bundle returns a bundle of the source.
+func (r *runner) bundle(ctx context.Context, id string) ([]byte, error) {
+	return r.bundles.get(id, func() ([]byte, error) { return r.source.Bundle(ctx, id) })
+}
+
+// bundles keeps those in memory that were used last, since many vats run the same.
+type bundles struct {
+	mu   sync.Mutex
+	byID map[string][]byte
+	size int
+}
+
+func (b *bundles) get(id string, read func() ([]byte, error)) ([]byte, error) {
+	const limit = 32 << 20 // bytes
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if bundle, ok := b.byID[id]; ok {
+		return bundle, nil
+	}
+	bundle, err := read()
+	if err != nil {
+		return nil, err
+	}
+	if b.size += len(bundle); b.size > limit {
+		clear(b.byID)
+		b.size = len(bundle)
+	}
+	b.byID[id] = bundle
+	return bundle, nil
+}
+
+func (r *runner) tell(e Event) {
+	if r.observe != nil {
+		e.Run, e.Version = r.index, r.engine.Version
+		r.observe(e)
+	}
+}
+
+// work is a piece, and where its result belongs.
+type work struct {
+	piece  *piece
+	vat    int
+	result *result
+}
+
+// replayAll replays all vats in all columns.
+func replayAll(ctx context.Context, o Options, runners ...*runner) (*Report, error) {
+	source := runners[0].source
+	report := &Report{Schema: Schema, Source: Source{Path: source.Path(), Kind: source.Kind()}, Passes: o.Passes, Runs: []Column{}, Vats: []Vat{}}
+	vats, err := choose(ctx, source, o.Vats)
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	observe := o.Observe
+	if observe != nil {
+		observe = func(e Event) {
+			mu.Lock()
+			defer mu.Unlock()
+			o.Observe(e)
+		}
+	}
+	var all []*work
+	for i, r := range runners {
+		r.index, r.observe = i, observe
+		report.Runs = append(report.Runs, r.column)
+	}
+	for i, v := range vats {
+		spans, err := source.Spans(ctx, v.ID)
+		if err != nil {
+			return nil, err
+		}
+		snapshots, err := source.Snapshots(ctx, v.ID)
+		if err != nil {
+			return nil, err
+		}
+		row := Vat{ID: v.ID, Name: v.Name, Static: v.Static, Terminated: v.Terminated, Spans: len(spans), Runs: make([]VatRun, len(runners))}
+		for j, s := range spans {
+			row.Items += s.End - s.Start
+			if j == 0 || s.Incarnation != spans[j-1].Incarnation {
+				row.Incarnations++
+			}
+		}
+		report.Vats = append(report.Vats, row)
+		for _, r := range runners {
+			for _, p := range r.plan(v, spans, snapshots) {
+				all = append(all, &work{piece: p, vat: i})
+			}
+		}
+	}
+	if err := do(ctx, o, observe, all); err != nil {
+		return nil, err
+	}
+	for _, w := range all {
+		run := &report.Vats[w.vat].Runs[w.piece.run.index]
+		run.Spans = append(run.Spans, w.result.Spans...)
+		run.Series.join(w.result.Series)
+	}
+	for i := range report.Vats {
+		for j := range report.Vats[i].Runs {
+			report.Vats[i].Runs[j].sum()
+		}
+	}
+	return report, nil
+}
+
+// choose returns the vats of a source that were asked for, by ID or name.
+func choose(ctx context.Context, source transcripts.Source, names []string) ([]swingstore.Vat, error) {
+	vats, err := source.Vats(ctx)
+	if err != nil || len(names) == 0 {
+		return vats, err
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(vats, func(v swingstore.Vat) bool { return v.ID == name || v.Name == name }) {
+			var has []string
+			for _, v := range vats {
+				has = append(has, strings.TrimSuffix(v.ID+" ("+v.Name+")", " ()"))
+			}
+			return nil, fmt.Errorf("%s has no vat %s: %w; it has %s", source.Path(), name, swingstore.ErrNotFound, strings.Join(has, ", "))
+		}
+	}
+	return slices.DeleteFunc(vats, func(v swingstore.Vat) bool { return !slices.Contains(names, v.ID) && !slices.Contains(names, v.Name) }), nil
+}
+
+// do does all work, the longest first.
+func do(ctx context.Context, o Options, observe func(Event), all []*work) error {
+	planned := Event{Kind: Planned}
+	for _, w := range all {
+		planned.Spans += len(w.piece.spans)
+		planned.Deliveries += w.piece.items()
+	}
+	if observe != nil {
+		observe(planned)
+	}
+	order := slices.Clone(all)
+	slices.SortStableFunc(order, func(a, b *work) int { return cmp.Compare(b.piece.items(), a.piece.items()) })
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(cmp.Or(o.Jobs, runtime.NumCPU()))
+	for _, w := range order {
+		if gctx.Err() != nil {
+			break
+		}
+		g.Go(func() error {
+			if gctx.Err() != nil {
+				return nil
+			}
+			var err error
+			w.result, err = w.piece.once(gctx, cache(o.Cache))
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// once returns a piece's result if it is known, and otherwise replays it.
+func (p *piece) once(ctx context.Context, c cache) (*result, error) {
+	if c == "" {
+		return p.play(ctx)
+	}
+	a := p.action()
+	known, err := c.get(a)
+	if err != nil {
+		return nil, err
+	}
+	known, err = p.verified(func(s swingstore.Span) error {
+		for _, err := range p.run.source.Items(ctx, s) {
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}, known)
+	if err != nil {
+		return nil, err
+	}
+	if known != nil {
+		for i := range known.Spans {
+			s := &known.Spans[i]
+			p.run.tell(Event{Kind: Finished, Vat: p.vat.ID, Start: s.Start, Deliveries: s.Deliveries, Cached: true, Result: s})
+		}
+		return known, nil
+	}
+	r, err := p.play(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r, c.put(a, r)
+}
+
+// sum sums up a vat's spans.
+func (r *VatRun) sum() {
+	r.Series.bound()
+	r.Level = Identical
+	r.Count, r.Differences = make(map[Outcome]int), make(map[Dimension]int64)
+	if r.Spans == nil {
+		r.Spans = []Span{}
+	}
+	for _, s := range r.Spans {
+		r.Count[s.Outcome]++
+		switch s.Outcome {
+		case Replayed, Stopped, Refused, Damaged:
+			r.Level = min(r.Level, s.Level)
+		}
+		r.Deliveries += s.Deliveries
+		for d, n := range s.Differences {
+			r.Differences[d] += n
+		}
+		r.Computrons.Expected += s.Computrons.Expected
+		r.Computrons.Got += s.Computrons.Got
+		if s.Snapshot != nil {
+			r.Snapshot = s.Snapshot.Size
+		}
+		r.Seconds += s.Seconds
+	}
+	if r.Count[Replayed] == 0 {
+		r.Level = Divergent
+	}
+	for i := range r.Series.Position {
+		r.HeapCount, r.Allocated = max(r.HeapCount, r.Series.HeapCount[i]), max(r.Allocated, r.Series.Allocated[i])
+	}
+}
+
+// Whole reports whether all spans were replayed to their end: whether the level says all that there is to say.
+func (t *Totals) Whole() bool {
+	n := 0
+	for _, count := range t.Count {
+		n += count
+	}
+	return n == t.Count[Replayed]
+}
+
+// Passes reports whether all that was replayed reached a level, and something was. What a source no longer has does not count; see Whole.
+func (t *Totals) Passes(level Level) bool {
+	return t.Level >= level && t.Count[Replayed] > 0 && t.Count[Stopped]+t.Count[Refused]+t.Count[Unreached]+t.Count[Damaged] == 0
+}
+
+// Totals sums up a column.
+func (r *Report) Totals(run int) Totals {
+	all := VatRun{}
+	for i := range r.Vats {
+		all.Spans = append(all.Spans, r.Vats[i].Runs[run].Spans...)
+	}
+	all.sum()
+	for i := range r.Vats {
+		v := &r.Vats[i].Runs[run].Totals
+		all.HeapCount, all.Allocated = max(all.HeapCount, v.HeapCount), max(all.Allocated, v.Allocated)
+	}
+	return all.Totals
+}
+
+// Passed reports whether a column passes: every vat of which something could be replayed reached the report's level, and there was one.
+func (r *Report) Passed(run int) bool {
+	t := r.Totals(run)
+	return t.Passes(r.Passes)
+}
+
+// WithoutTimes returns the report without what is not the same in every run.
+func (r *Report) WithoutTimes() *Report {
+	c := *r
+	c.Seconds = 0
+	c.Vats = slices.Clone(r.Vats)
+	for i := range c.Vats {
+		runs := slices.Clone(c.Vats[i].Runs)
+		for j := range runs {
+			runs[j].Seconds, runs[j].Series.Seconds = 0, nil
+			runs[j].Spans = slices.Clone(runs[j].Spans)
+			for k := range runs[j].Spans {
+				runs[j].Spans[k].Seconds = 0
+			}
+		}
+		c.Vats[i].Runs = runs
+	}
+	return &c
+}
