@@ -1,0 +1,327 @@
+package kernel_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enginery/enginery/chain/kernel"
+	"github.com/enginery/enginery/internal/swingsettest"
+	"github.com/enginery/enginery/internal/vattest"
+	"github.com/enginery/enginery/swingstore"
+	"github.com/enginery/enginery/vat"
+)
+
+const version = "agoric-upgrade-16"
+
+const deadline = 4 * time.Minute
+
+// machine is a kernel with its vats.
+type machine struct {
+	t    *testing.T
+	ctx  context.Context
+	s    *swingstore.Store
+	k    *kernel.Kernel
+	vats *vattest.Vats
+	sent int
+}
+
+func start(t *testing.T) *machine {
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	t.Cleanup(cancel)
+	s, err := swingstore.Memory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	m := &machine{t: t, ctx: ctx, s: s, vats: &vattest.Vats{Options: vat.Options{
+		Engines: vattest.Engines(t, version), SnapshotInterval: 20, KeepWorker: true,
+	}}}
+	m.k = kernel.New(func(id string) *vat.Vat { return m.vats.Get(t, id) })
+	m.vats.Options.Host = m.k
+	return m
+}
+
+func (m *machine) update(f func(tx *swingstore.Tx) error) {
+	m.t.Helper()
+	if err := m.s.Update(f); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// install makes a vat and expects that it starts.
+func (m *machine) install(name, bundle string, parameters any) (id string) {
+	m.t.Helper()
+	body, err := kernel.Encode(parameters)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	data, err := json.Marshal(kernel.CapData{Body: body, Slots: []string{}})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.update(func(tx *swingstore.Tx) error {
+		b, err := tx.AddBundle(swingsettest.Bundles(m.t, bundle)[0])
+		if err != nil {
+			return err
+		}
+		var r *vat.Result
+		id, r, err = m.k.Install(m.ctx, tx, vat.Incarnation{Name: name, Engine: version, BundleID: b, Parameters: data})
+		if err == nil && !r.Kept {
+			err = errors.New(r.Problem)
+		}
+		return err
+	})
+	return id
+}
+
+// send sends a message. Arguments that are a ref stand for the root of a vat.
+func (m *machine) send(to, method string, args ...any) (key string) {
+	m.t.Helper()
+	data := kernel.CapData{Slots: []string{}}
+	var text []string
+	for _, arg := range append([]any{method}, args...) {
+		if r, ok := arg.(ref); ok {
+			text = append(text, fmt.Sprintf(`"$%d.Alleged: root"`, len(data.Slots)))
+			data.Slots = append(data.Slots, string(r))
+			continue
+		}
+		body, err := kernel.Encode(arg)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		text = append(text, strings.TrimPrefix(body, "#"))
+	}
+	data.Body = "#[" + text[0] + ",[" + strings.Join(text[1:], ",") + "]]"
+	m.sent++
+	key = strconv.Itoa(m.sent)
+	m.update(func(tx *swingstore.Tx) error { return m.k.Send(m.ctx, tx, to, data, key) })
+	return key
+}
+
+type ref string
+
+// run makes all deliveries, and returns the results by key. Then what the kernel counts is counted anew.
+func (m *machine) run() map[string]string {
+	m.t.Helper()
+	results := make(map[string]string)
+	for more := true; more; {
+		m.update(func(tx *swingstore.Tx) error {
+			var d *kernel.Delivery
+			var err error
+			if d, more, err = m.k.Next(m.ctx, tx); err != nil || d == nil {
+				return err
+			}
+			r, err := m.k.Deliver(m.ctx, tx, d)
+			if err != nil {
+				return err
+			}
+			if r != nil && !r.Kept {
+				m.t.Logf("%s: %s", d.Vat, r.Problem)
+			}
+			all, err := m.k.Results(m.ctx, tx)
+			for _, r := range all {
+				results[r.Key] = r.Data.Body
+				if r.Rejected {
+					results[r.Key] = "rejected: " + r.Data.Body
+				}
+			}
+			return err
+		})
+	}
+	m.audit()
+	return results
+}
+
+// call sends a message, makes all deliveries and checks the result.
+func (m *machine) call(want, to, method string, args ...any) {
+	m.t.Helper()
+	key := m.send(to, method, args...)
+	if got := m.run()[key]; got != want {
+		m.t.Errorf("%s of %s gives %s, expected %s", method, to, got, want)
+	}
+}
+
+// dump returns the keys of the kernel.
+func (m *machine) dump() map[string]string {
+	m.t.Helper()
+	all := make(map[string]string)
+	for key := ""; ; {
+		next, err := m.s.NextKey(m.ctx, key)
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		if key = next; key == "" {
+			return all
+		}
+		if all[key], err = m.s.Get(m.ctx, key); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// audit counts anew who holds what, and compares with what the kernel has counted.
+func (m *machine) audit() {
+	m.t.Helper()
+	all := m.dump()
+	reachable, recognizable := make(map[string]int), make(map[string]int)
+	hold := func(refs ...string) {
+		for _, r := range refs {
+			if r != "" {
+				reachable[r]++
+				recognizable[r]++
+			}
+		}
+	}
+	type item struct {
+		Target  string
+		Promise string `json:"kpid"`
+		Msg     *kernel.Message
+		kernel.Message
+	}
+	for key, value := range all {
+		parts := strings.Split(key, ".")
+		switch {
+		case len(parts) == 3 && parts[1] == "c" && strings.HasPrefix(parts[2], "k"):
+			flag, vref, _ := strings.Cut(value, " ")
+			if all[parts[0]+".c."+vref] != parts[2] {
+				m.t.Errorf("%s is %q, and its pair is %q", key, value, all[parts[0]+".c."+vref])
+			}
+			switch {
+			case strings.HasPrefix(parts[2], "kp"):
+				hold(parts[2])
+			case vref[1] == '-':
+				recognizable[parts[2]]++
+				if flag == "R" {
+					reachable[parts[2]]++
+				}
+			case vref == "o+0" && all[parts[0]+".terminated"] == "":
+				hold(parts[2])
+			}
+		case len(parts) == 2 && parts[1] == "data":
+			var data kernel.CapData
+			if err := json.Unmarshal([]byte(value), &data); err != nil {
+				m.t.Fatal(err)
+			}
+			hold(data.Slots...)
+		case len(parts) == 2 && parts[1] == "result":
+			hold(parts[0])
+		case parts[0] == "runQueue" && len(parts) == 2, len(parts) == 3 && parts[1] == "queue":
+			var i item
+			if err := json.Unmarshal([]byte(value), &i); err != nil {
+				m.t.Fatal(err)
+			}
+			if i.Msg == nil {
+				i.Msg = &i.Message
+			}
+			hold(i.Target, i.Promise, i.Msg.Result)
+			hold(i.Msg.Methargs.Slots...)
+		}
+	}
+	for key, value := range all {
+		r, is := strings.CutSuffix(key, ".refCount")
+		if !is {
+			if _, is := strings.CutSuffix(key, ".owner"); is && all[strings.TrimSuffix(key, "owner")+"refCount"] == "" {
+				m.t.Errorf("%s has no counts", key)
+			}
+			continue
+		}
+		want := fmt.Sprintf("%d,%d", reachable[r], recognizable[r])
+		if strings.HasPrefix(r, "kp") {
+			want = strconv.Itoa(reachable[r])
+		}
+		if value != want {
+			m.t.Errorf("%s is %s, counted anew it is %s", key, value, want)
+		}
+		delete(reachable, r)
+	}
+	for r, n := range reachable {
+		if n > 0 {
+			m.t.Errorf("%s is held %d times, and is not there", r, n)
+		}
+	}
+	if m.t.Failed() {
+		m.t.FailNow()
+	}
+}
+
+// Messages, promises, pipelining, objects and garbage between real vats.
+func TestVats(t *testing.T) {
+	t.Parallel()
+	m := start(t)
+	swingsettest.Bundles(t, "peer-1", "ledger-1")
+	alice := m.install("alice", "peer-1", map[string]any{"name": "alice"})
+	bob := m.install("bob", "peer-1", map[string]any{"name": "bob"})
+	ledger := m.install("ledger", "ledger-1", map[string]any{"currency": "IST"})
+	if alice != "v1" || bob != "v2" || ledger != "v3" {
+		t.Fatal(alice, bob, ledger)
+	}
+	m.call(`#"one"`, alice, "hear", "x", "one")
+	m.call(`#"!!two"`, alice, "hear", "x", "!two")
+	m.call(`#["one","!!two"]`, alice, "heard", "x")
+	m.call(`rejected: #{"#error":"not good","errorId":"error:liveSlots:v1#70001","name":"Error"}`, alice, "fail", "not good")
+	m.call(`#{"incarnations":1,"owners":0,"vatParameters":{"currency":"IST"},"version":1}`, ledger, "report")
+	// An object of alice's goes to bob, who calls it, holds it, and drops it.
+	for i := range 30 {
+		m.call(fmt.Sprintf(`#"thing %d"`, i), alice, "give", ref(bob), fmt.Sprintf("thing %d", i))
+	}
+	m.call(`#30`, bob, "release")
+	for i := range 25 { // bringOutYourDead comes before heap snapshots
+		m.send(bob, "hear", "y", i)
+		m.send(alice, "hear", "y", i)
+		m.run()
+	}
+	owned := 0
+	for key, value := range m.dump() {
+		if strings.HasSuffix(key, ".owner") && value == alice {
+			owned++
+		}
+	}
+	if owned != 1 {
+		t.Errorf("30 things were dropped, and the kernel has %d objects of alice's", owned)
+	}
+	// Promises that stay open, and messages to what they will be.
+	waiting := m.send(alice, "wait", ref(bob))
+	relayed := m.send(alice, "relay", ref(bob), "hello")
+	m.send(alice, "relay", ref(bob), "again")
+	if got := m.run(); len(got) != 0 {
+		t.Errorf("open promises are settled: %v", got)
+	}
+	settled := m.send(bob, "settle", 7)
+	got := m.run()
+	for key, want := range map[string]string{
+		waiting: `#"alice has 7"`, settled: `#3`,
+		relayed: `rejected: #{"#error":"Cannot deliver \"hear\" to target; it is not an object","errorId":"error:liveSlots:v1#70002","name":"Error"}`,
+	} {
+		if got[key] != want {
+			t.Errorf("result %s is %s, expected %s", key, got[key], want)
+		}
+	}
+	// Termination rejects what a vat was to decide, and what comes for it.
+	waiting = m.send(alice, "wait", ref(bob))
+	m.run()
+	m.update(func(tx *swingstore.Tx) error { return m.k.Terminate(m.ctx, tx, bob, "no longer wanted") })
+	if got := m.run(); len(got) != 1 || got[waiting] != `rejected: #{"#error":"no longer wanted","errorId":"error:liveSlots:v1#70004","name":"Error"}` {
+		t.Errorf("after termination: %v", got)
+	}
+	before := len(m.dump())
+	for n := 1; n > 0; {
+		m.update(func(tx *swingstore.Tx) error {
+			var err error
+			n, err = m.k.CleanUp(m.ctx, tx, 7)
+			return err
+		})
+		m.run()
+	}
+	for key := range m.dump() {
+		if strings.HasPrefix(key, bob+".c.") || strings.HasPrefix(key, bob+".vs.") {
+			t.Errorf("%s was not cleaned up", key)
+		}
+	}
+	t.Log(before, "keys before cleaning up,", len(m.dump()), "after")
+}

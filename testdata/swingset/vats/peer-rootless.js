@@ -1,0 +1,2 @@
+// A vat must export buildRootObject, and this does not.
+export const version = 2;

@@ -1,0 +1,3 @@
+import { makePeer } from './peer.js';
+
+export const buildRootObject = makePeer(2, 'throws');
