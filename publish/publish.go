@@ -143,6 +143,7 @@ func Send(ctx context.Context, w *release.Workshop, id, ref string, out io.Write
 	if err != nil {
 		return err
 	}
+	evidence = slices.DeleteFunc(evidence, func(e trust.Evidence) bool { return e.Bundle == nil })
 	if len(evidence) == 0 {
 		return fmt.Errorf("not published: %s is %w; sign it: go tool mage release:sign %s", id, ErrUnsigned, id)
 	}

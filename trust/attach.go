@@ -2,18 +2,21 @@ package trust
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/enginery/enginery/repository"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 )
 
 // BundleType is the media type of a sigstore bundle, and the artifact type of its manifest.
@@ -21,9 +24,13 @@ const BundleType = "application/vnd.dev.sigstore.bundle.v0.3+json"
 
 // Bounds of what Collect reads, since anyone who may write to a repository may attach things.
 const (
-	maxBundle = 4 << 20 // bytes
+	maxBundle = 4 << 20  // bytes
+	maxTotal  = 64 << 20 // bytes
 	maxCount  = 1000
 )
+
+// parallel bounds how many bundles are read at a time.
+const parallel = 8
 
 // Attach writes a sigstore bundle to a repository as a referrer of a subject, as cosign does (pkg/oci/remote, WriteAttestationNewBundleFormat).
 func Attach(ctx context.Context, repo repository.Repository, subject ocispec.Descriptor, bundle []byte) (ocispec.Descriptor, error) {
@@ -66,33 +73,58 @@ func attach(ctx context.Context, repo repository.Repository, subject ocispec.Des
 	)
 }
 
-// Collect returns the sigstore bundles that refer to a subject in a repository. Referrers that cannot be read, or are none, are left out: they
-// are no evidence, and must not keep others from counting. The error is for a repository that does not answer.
+// Collect returns the sigstore bundles that refer to a subject in a repository, sorted by digest. Referrers that cannot be read count for
+// nothing, and must not keep others from counting: they have a problem instead of a bundle. The error is that of a repository that does not
+// answer; what it did answer is returned with it.
 func Collect(ctx context.Context, repo repository.Repository, subject digest.Digest) ([]Evidence, error) {
 	referrers, err := repo.Referrers(ctx, subject, "")
 	if err != nil {
 		return nil, fmt.Errorf("looking for signatures of %s: %w", subject, err)
 	}
-	if len(referrers) > maxCount {
+	var evidence []Evidence
+	if n := len(referrers); n > maxCount {
+		evidence = append(evidence, Evidence{Digest: subject, Problem: fmt.Sprintf("%d manifests refer to it, of which %d were read", n, maxCount)})
 		referrers = referrers[:maxCount]
 	}
-	var evidence []Evidence
+	var (
+		mu    sync.Mutex
+		total int64
+		gone  error
+		g     errgroup.Group
+	)
+	g.SetLimit(parallel)
 	for _, d := range referrers {
-		bundle, err := readBundle(ctx, repo, subject, d)
-		var unavailable *repository.UnavailableError
-		if ctx.Err() != nil || errors.As(err, &unavailable) {
-			return nil, fmt.Errorf("reading the signatures of %s: %w", subject, err)
-		}
-		if err == nil && bundle != nil {
-			evidence = append(evidence, Evidence{d.Digest, bundle})
-		}
+		g.Go(func() error {
+			bundle, err := readBundle(ctx, repo, subject, d, func(size int64) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				total += size
+				return total <= maxTotal
+			})
+			mu.Lock()
+			defer mu.Unlock()
+			var unavailable *repository.UnavailableError
+			switch {
+			case ctx.Err() != nil || errors.As(err, &unavailable):
+				gone = err
+			case err != nil:
+				evidence = append(evidence, Evidence{Digest: d.Digest, Problem: err.Error()})
+			case bundle != nil:
+				evidence = append(evidence, Evidence{Digest: d.Digest, Bundle: bundle})
+			}
+			return nil
+		})
 	}
-	slices.SortFunc(evidence, func(a, b Evidence) int { return bytes.Compare([]byte(a.Digest), []byte(b.Digest)) })
+	g.Wait()
+	slices.SortFunc(evidence, func(a, b Evidence) int { return cmp.Compare(a.Digest, b.Digest) })
+	if gone != nil {
+		return evidence, fmt.Errorf("reading the signatures of %s: %w", subject, gone)
+	}
 	return evidence, nil
 }
 
-// readBundle returns the bundle of a referrer, or nil if it has none.
-func readBundle(ctx context.Context, repo repository.Repository, subject digest.Digest, d ocispec.Descriptor) ([]byte, error) {
+// readBundle returns the bundle of a referrer, or nil if it has none. It reads only what there is room for.
+func readBundle(ctx context.Context, repo repository.Repository, subject digest.Digest, d ocispec.Descriptor, room func(int64) bool) ([]byte, error) {
 	content, err := repo.Manifest(ctx, d)
 	if err != nil {
 		return nil, err
@@ -101,8 +133,11 @@ func readBundle(ctx context.Context, repo repository.Repository, subject digest.
 	if err := json.Unmarshal(content, &m); err != nil {
 		return nil, err
 	}
-	if m.Subject == nil || m.Subject.Digest != subject || len(m.Layers) != 1 || m.Layers[0].MediaType != BundleType || m.Layers[0].Size > maxBundle {
+	if m.Subject == nil || m.Subject.Digest != subject || len(m.Layers) != 1 || m.Layers[0].MediaType != BundleType {
 		return nil, nil
+	}
+	if size := m.Layers[0].Size; size > maxBundle || !room(size) {
+		return nil, fmt.Errorf("it was not read: a bundle of %d bytes, where %d are allowed, and %d for all", size, maxBundle, maxTotal)
 	}
 	r, err := repo.Blob(ctx, m.Layers[0], 0)
 	if err != nil {
@@ -114,7 +149,7 @@ func readBundle(ctx context.Context, repo repository.Repository, subject digest.
 		return nil, err
 	}
 	if digest.FromBytes(bundle) != m.Layers[0].Digest {
-		return nil, fmt.Errorf("bundle %s is damaged", m.Layers[0].Digest)
+		return nil, fmt.Errorf("its bundle is damaged: expected %s, found %s", m.Layers[0].Digest, digest.FromBytes(bundle))
 	}
 	return bundle, nil
 }

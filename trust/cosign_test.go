@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -181,6 +182,24 @@ func TestCollect(t *testing.T) {
 	gone, err := repository.Open("127.0.0.1:1/engines", repository.Patience(1))
 	if err != nil {
 		t.Fatal(err)
+	}
+	// One that is damaged is told apart from one that is not there.
+	bad, err := release.Sign(t.Context(), index.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := trust.Attach(t.Context(), repo, index, bad); err != nil {
+		t.Fatal(err)
+	}
+	blob := filepath.Join(strings.TrimPrefix(repo.Name(), "oci:"), "blobs", "sha256", digest.FromBytes(bad).Encoded())
+	os.Chmod(blob, 0o644)
+	if err := os.WriteFile(blob, bad[1:], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	evidence, err = trust.Collect(t.Context(), repo, index.Digest)
+	slices.SortFunc(evidence, func(a, b trust.Evidence) int { return len(a.Problem) - len(b.Problem) })
+	if err != nil || len(evidence) != 2 || string(evidence[0].Bundle) != string(good) || evidence[1].Bundle != nil || !strings.HasPrefix(evidence[1].Problem, "its bundle is damaged: expected "+digest.FromBytes(bad).String()) {
+		t.Errorf("collected %v, %v", evidence, err)
 	}
 	var unavailable *repository.UnavailableError
 	if _, err := trust.Collect(context.WithoutCancel(t.Context()), gone, index.Digest); !errors.As(err, &unavailable) {

@@ -30,8 +30,10 @@ type Subject struct {
 
 // Evidence is a sigstore bundle that was found with a version.
 type Evidence struct {
-	Digest digest.Digest // of the manifest that carried it
-	Bundle []byte        // JSON, media type application/vnd.dev.sigstore.bundle.v0.3+json
+	Digest  digest.Digest `json:"digest"`            // of the manifest that carried it
+	Bundle  []byte        `json:"bundle"`            // JSON, media type application/vnd.dev.sigstore.bundle.v0.3+json; nil if there is a problem
+	Problem string        `json:"problem,omitempty"` // why it could not be read
+	Seen    time.Time     `json:"seen,omitzero"`     // when whoever decides has first seen it, by their own memory; zero: only now
 }
 
 // Options are what a decision depends on besides the policy and the evidence.
@@ -47,7 +49,16 @@ type Decision struct {
 	Policy       digest.Digest `json:"policy"`
 	OK           bool          `json:"ok"`
 	Requirements []Requirement `json:"requirements"`
+
+	counted []Evidence
+	final   bool
 }
+
+// Evidence returns what counted: with nothing else the same policy says the same.
+func (d *Decision) Evidence() []Evidence { return d.counted }
+
+// Final reports whether it is no, whatever else there may be to say for the version: it is revoked.
+func (d *Decision) Final() bool { return d.final }
 
 // Requirement is a demand of the policy.
 type Requirement struct {
@@ -116,7 +127,8 @@ const SignPredicate = "https://sigstore.dev/cosign/sign/v1"
 // same answer. Evidence that makes no sense does not count, and never harms.
 //
 // A key counts within its validity window: at the time that a transparency log or timestamp authority vouches for, if the evidence has one,
-// otherwise at o.Time. So when a key has expired, what it signed without a log no longer counts in new decisions.
+// otherwise when the evidence was first seen. So when a key has expired, what it signed without a log counts only with those who have seen it
+// before.
 func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 	d := &Decision{Version: s.Version, Index: s.Index, Policy: p.digest}
 	r, table := p.rule(s)
@@ -124,6 +136,7 @@ func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 	notRevoked := Requirement{Name: "not revoked", Need: "the digest is not on the list of revoked ones", Met: true}
 	if reason, ok := p.revoked[s.Index]; ok {
 		notRevoked.Met, notRevoked.Problems = false, []string{"revoked: " + reason}
+		d.final = true
 	}
 
 	var signers []*witness
@@ -149,7 +162,12 @@ func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 	}
 
 	seen := make(map[digest.Digest]bool)
+	var unreadable Requirement
 	for _, e := range evidence {
+		if e.Bundle == nil {
+			unreadable.problem(e, "%s", e.Problem)
+			continue
+		}
 		if same := digest.FromBytes(e.Bundle); seen[same] {
 			continue
 		} else {
@@ -157,18 +175,27 @@ func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 		}
 		b, predicate, err := open(e.Bundle)
 		if err != nil {
-			signed.problem(e, "%v", err)
+			unreadable.problem(e, "%v", err)
 			continue
 		}
+		counts := false
 		switch predicate {
 		case SignPredicate:
-			judge(b, e, s, signers, r.log, o, &signed)
+			counts = judge(b, e, s, signers, r.log, o, &signed)
 		case artifact.ProvenancePredicate:
-			judge(b, e, s, rebuilders, r.log, o, &rebuilt)
+			counts = judge(b, e, s, rebuilders, r.log, o, &rebuilt)
+		}
+		if counts {
+			d.counted = append(d.counted, e)
 		}
 	}
 	signed.Met = len(signed.By) >= r.signatures
 	rebuilt.Met = len(rebuilt.By) >= r.rebuilds
+	for _, r := range []*Requirement{&signed, &rebuilt} { // of which it might have been
+		if !r.Met {
+			r.Problems = append(r.Problems, unreadable.Problems...)
+		}
+	}
 	d.Requirements = []Requirement{notRevoked, signed, rebuilt}
 	d.OK = !slices.ContainsFunc(d.Requirements, func(r Requirement) bool { return !r.Met })
 	for i := range d.Requirements {
@@ -217,17 +244,21 @@ type witness struct {
 	builder  string // URI that provenance of theirs must name; empty for a release signature
 }
 
-// judge adds to a requirement the witness whose a bundle is, or the reason for which it does not count.
-func judge(b *bundle.Bundle, e Evidence, s Subject, witnesses []*witness, log bool, o Options, r *Requirement) {
+// judge adds to a requirement the witness whose a bundle is, or the reason for which it does not count. It reports whether it counts.
+func judge(b *bundle.Bundle, e Evidence, s Subject, witnesses []*witness, log bool, o Options, r *Requirement) bool {
+	if !e.Seen.IsZero() && e.Seen.Before(o.Time) {
+		o.Time = e.Seen
+	}
 	var reasons []string
 	for _, w := range witnesses {
 		err := w.check(b, s, log, o)
 		switch {
 		case err == nil:
-			if !slices.Contains(r.By, w.name) {
-				r.By = append(r.By, w.name)
+			if slices.Contains(r.By, w.name) {
+				return false // one is enough
 			}
-			return
+			r.By = append(r.By, w.name)
+			return true
 		case !errors.Is(err, errForeign):
 			reasons = append(reasons, w.name+": "+err.Error())
 		}
@@ -236,6 +267,7 @@ func judge(b *bundle.Bundle, e Evidence, s Subject, witnesses []*witness, log bo
 		reasons = []string{"signed by none of those that the policy names, or about another artifact"}
 	}
 	r.problem(e, "%s", strings.Join(reasons, "; "))
+	return false
 }
 
 // errForeign says that a bundle is not a witness's, or not about the subject.
@@ -253,9 +285,9 @@ func (w *witness) check(b *bundle.Bundle, s Subject, log bool, o Options) error 
 		// First without the log, to tell another's signature from one that is not in the log.
 		material := keyMaterial{o.TrustedRoot, w.key.public}
 		if result, err = run(b, material, verify.NewPolicy(about, verify.WithKey()), verify.WithNoObserverTimestamps()); err != nil {
-			return errForeign
+			return w.foreign(b, material)
 		}
-		at, source := o.Time, "now"
+		at, source := o.Time, "when it was seen"
 		if o.TrustedRoot != nil {
 			logged, lerr := run(b, material, verify.NewPolicy(about, verify.WithKey()), verify.WithTransparencyLog(1), verify.WithObserverTimestamps(1))
 			if lerr == nil {
@@ -299,6 +331,21 @@ func (w *witness) check(b *bundle.Bundle, s Subject, log bool, o Options) error 
 		return fmt.Errorf("its provenance names the builder %q; expected %q", builder, w.builder)
 	}
 	return nil
+}
+
+// foreign returns why a bundle is not the word of a key about the subject.
+func (w *witness) foreign(b *bundle.Bundle, material keyMaterial) error {
+	if _, err := run(b, material, verify.NewPolicy(verify.WithoutArtifactUnsafe(), verify.WithKey()), verify.WithNoObserverTimestamps()); err == nil {
+		return errors.New("it is about another artifact")
+	}
+	content, err := b.VerificationContent()
+	if err != nil || content.PublicKey() == nil {
+		return errForeign
+	}
+	if hint, err := hint(w.key.public); err != nil || content.PublicKey().Hint() != hint {
+		return errForeign
+	}
+	return errors.New("the signature does not hold: it, or what was signed, has been changed")
 }
 
 // run verifies a bundle. A panic of a library over garbage is an error like others.

@@ -67,6 +67,21 @@ func (p party) statement(t testing.TB, statement []byte) trust.Evidence {
 	return trust.Evidence{Digest: digest.FromBytes(b), Bundle: b}
 }
 
+// splice puts another payload into a bundle.
+func splice(t testing.TB, bundle, payload []byte) []byte {
+	t.Helper()
+	var b map[string]any
+	if err := json.Unmarshal(bundle, &b); err != nil {
+		t.Fatal(err)
+	}
+	b["dsseEnvelope"].(map[string]any)["payload"] = payload
+	spliced, err := json.Marshal(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spliced
+}
+
 // policyOf returns a policy of a release key and three rebuilders, of whom two must agree. extra follows.
 func policyOf(t testing.TB, release, alice, bob, carol party, keyLines, extra string) *trust.Policy {
 	t.Helper()
@@ -102,6 +117,14 @@ func TestDecide(t *testing.T) {
 	if string(tampered.Bundle) == string(signature.Bundle) {
 		t.Fatal("not tampered")
 	}
+	changed := trust.Evidence{Digest: byBob.Digest, Bundle: splice(t, byBob.Bundle, provenance(index, "https://bob.example", "https://x"))}
+	seen := func(e trust.Evidence, at string) trust.Evidence {
+		var err error
+		if e.Seen, err = time.Parse(time.RFC3339, at); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
 	plain := policyOf(t, release, alice, bob, carol, "", "")
 	for _, test := range []struct {
 		name     string
@@ -126,7 +149,12 @@ func TestDecide(t *testing.T) {
 		{"a release key's word is no rebuild", plain, trust.Subject{}, []trust.Evidence{signature, byAlice, release.attest(t, index, "https://bob.example")}, "rebuilders: expected"},
 		{"revoked", policyOf(t, release, alice, bob, carol, "", fmt.Sprintf("[[revoked]]\ndigest = %q\nreason = \"bad compiler\"\n", index)), trust.Subject{}, good, "revoked: bad compiler"},
 		{"another is revoked", policyOf(t, release, alice, bob, carol, "", fmt.Sprintf("[[revoked]]\ndigest = %q\nreason = \"bad compiler\"\n", other)), trust.Subject{}, good, ""},
-		{"an expired key", policyOf(t, release, alice, bob, carol, "until = 2026-11-01T00:00:00Z\n", ""), trust.Subject{}, good, "the key is valid from … to 2026-11-01T00:00:00Z, and not now, 2026-11-23T12:00:00Z"},
+		{"an expired key", policyOf(t, release, alice, bob, carol, "until = 2026-11-01T00:00:00Z\n", ""), trust.Subject{}, good, "the key is valid from … to 2026-11-01T00:00:00Z, and not when it was seen, 2026-11-23T12:00:00Z"},
+		{"an expired key, seen before", policyOf(t, release, alice, bob, carol, "until = 2026-11-01T00:00:00Z\n", ""), trust.Subject{}, []trust.Evidence{seen(signature, "2026-10-31T23:59:59Z"), byAlice, byBob}, ""},
+		{"an expired key, seen since", policyOf(t, release, alice, bob, carol, "until = 2026-11-01T00:00:00Z\n", ""), trust.Subject{}, []trust.Evidence{seen(signature, "2026-11-01T00:00:00Z"), byAlice, byBob}, "and not when it was seen, 2026-11-01T00:00:00Z"},
+		{"seen tomorrow", policyOf(t, release, alice, bob, carol, "from = 2026-12-01T00:00:00Z\n", ""), trust.Subject{}, []trust.Evidence{seen(signature, "2026-12-02T00:00:00Z"), byAlice, byBob}, "and not when it was seen, 2026-11-23T12:00:00Z"},
+		{"unreadable", plain, trust.Subject{}, []trust.Evidence{signature, byAlice, {Digest: "sha256:x", Problem: "it is damaged"}}, "found alice\n    sha256:x: it is damaged"},
+		{"another payload", plain, trust.Subject{}, []trust.Evidence{signature, byAlice, changed}, "bob: the signature does not hold: it, or what was signed, has been changed"},
 		{"a key of tomorrow", policyOf(t, release, alice, bob, carol, "from = 2026-12-01T00:00:00Z\n", ""), trust.Subject{}, good, "the key is valid from 2026-12-01T00:00:00Z to …"},
 		{"a key of today", policyOf(t, release, alice, bob, carol, "from = 2026-11-01T00:00:00Z\nuntil = 2026-12-01T00:00:00Z\n", ""), trust.Subject{}, good, ""},
 		{"a log without a trusted root", policyOf(t, release, alice, bob, carol, "", "log = true\n"), trust.Subject{}, good, "the transparency log cannot be checked: there is no trusted root"},
@@ -144,6 +172,12 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%s: %v", test.name, err)
 		case test.problem != "" && (!errors.As(err, &refused) || d.OK || !strings.Contains(err.Error(), test.problem)):
 			t.Errorf("%s: %v; want %q", test.name, err, test.problem)
+		}
+		if again := test.policy.Decide(test.subject, d.Evidence(), trust.Options{Time: noon}); again.OK != d.OK || len(d.Evidence()) > 3 {
+			t.Errorf("%s: by what counted, %d, it is %v", test.name, len(d.Evidence()), again.Err())
+		}
+		if d.Final() != (test.name == "revoked") {
+			t.Errorf("%s: final: %v", test.name, d.Final())
 		}
 		var table strings.Builder
 		if err := d.WriteTable(&table); err != nil || strings.Contains(table.String(), "NOT TRUSTED") == d.OK {

@@ -7,7 +7,9 @@ package trust
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"fmt"
+	"hash"
 	"io/fs"
 	"maps"
 	"regexp"
@@ -162,16 +164,21 @@ func ParsePolicy(file string, data []byte, files fs.FS) (*Policy, error) {
 	if err := p.parse(&f); err != nil {
 		return nil, err
 	}
+	if p.read != nil {
+		fmt.Fprintf(p.read, "policy %d\n%s", len(data), data)
+		p.policy.digest = digest.NewDigest(digest.SHA256, p.read)
+	}
 	return p.policy, nil
 }
 
-// Digest returns the digest of the policy file: decisions by the same one are the same.
+// Digest returns the digest of the policy, with the files that it names: decisions by the same one are the same.
 func (p *Policy) Digest() digest.Digest { return p.digest }
 
 type parser struct {
 	file   string
 	data   []byte
 	files  fs.FS
+	read   hash.Hash // of the files that were read; nil if none was
 	policy *Policy
 }
 
@@ -195,6 +202,10 @@ func (p *parser) content(where, inline, file string) ([]byte, error) {
 	if err != nil {
 		return nil, p.errorf(where, "%v", err)
 	}
+	if p.read == nil {
+		p.read = sha256.New()
+	}
+	fmt.Fprintf(p.read, "file %d\n%s", len(b), b)
 	return b, nil
 }
 

@@ -106,3 +106,21 @@ reason = "compromised"
 		}
 	}
 }
+
+// Another key under the same name is another policy.
+func TestPolicyDigest(t *testing.T) {
+	_, one := keyPair(t)
+	_, two := keyPair(t)
+	text := []byte("schema = 1\n[[key]]\nname = \"release\"\nfile = \"release.pub\"\n[default]\nsigners = [\"release\"]\n")
+	digests := make(map[string]bool)
+	for _, key := range []string{one, two, one} {
+		p, err := trust.ParsePolicy("policy.toml", text, fstest.MapFS{"release.pub": {Data: []byte(key)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		digests[p.Digest().String()] = true
+	}
+	if len(digests) != 2 {
+		t.Errorf("two policies have the digests %v", digests)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
@@ -149,15 +150,22 @@ func (k *keypair) GetSigningAlgorithm() protocommon.PublicKeyDetails {
 }
 func (k *keypair) GetPublicKey() crypto.PublicKey { return k.public }
 
-// GetHint returns the SHA-256 of the public key, in base64 (as cosign and sigstore-go have it).
 func (k *keypair) GetHint() []byte {
-	der, err := x509.MarshalPKIXPublicKey(k.public)
+	h, err := hint(k.public)
 	if err != nil {
 		return nil
 	}
-	sum := digest.SHA256.Hash()
-	sum.Write(der)
-	return []byte(base64.StdEncoding.EncodeToString(sum.Sum(nil)))
+	return []byte(h)
+}
+
+// hint returns by what a bundle names a public key: the SHA-256 of its DER form, in base64 (as cosign and sigstore-go have it).
+func hint(public crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(der)
+	return base64.StdEncoding.EncodeToString(sum[:]), nil
 }
 
 func (k *keypair) GetKeyAlgorithm() string {
