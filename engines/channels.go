@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/enginery/enginery/internal/strict"
+	"github.com/google/renameio/v2"
 )
 
 // Channels are the at most two versions that a chain runs at a time.
@@ -102,6 +103,18 @@ func (s *Store) Channels() (Channels, error) {
 		return ParseChannels(file, data)
 	}
 	return Channels{}, fmt.Errorf("%w in %s; fetch something first: enginery fetch", ErrNoChannels, s.home)
+}
+
+// SetChannels makes the channels of data, a channels.toml, those of a node whose operator names none.
+func (s *Store) SetChannels(data []byte) error {
+	file := filepath.Join(s.home, "state", "channels.toml")
+	if _, err := ParseChannels(file, data); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return err
+	}
+	return renameio.WriteFile(file, data, 0o644)
 }
 
 // Assignment says what workers run, by their names.

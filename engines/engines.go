@@ -190,26 +190,46 @@ func (s *Store) Install(ctx context.Context, e Engine, fill func(dir string) err
 	if err := CheckVersion(e.Version); err != nil {
 		return nil, err
 	}
-	for _, dir := range []string{"objects", "versions", "tmp", "locks"} {
+	for _, dir := range []string{"objects", "versions", "tmp"} {
 		if err := os.MkdirAll(filepath.Join(s.home, dir), 0o755); err != nil {
 			return nil, err
 		}
 	}
-	unlock, err := flock.Lock(ctx, filepath.Join(s.home, "locks", e.Version), flock.Exclusive)
+	unlock, err := s.Lock(ctx, "install-"+e.Version)
 	if err != nil {
 		return nil, fmt.Errorf("installing %s: %w", e.Version, err)
 	}
 	defer unlock()
-	using, err := flock.Lock(ctx, filepath.Join(s.home, "locks", "gc.lock"), flock.Shared)
+	done, err := s.Use(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("installing %s: %w", e.Version, err)
 	}
-	defer using()
+	defer done()
 	installed, err := s.install(ctx, e, fill)
 	if err != nil {
 		return nil, fmt.Errorf("installing %s: %w", e.Version, err)
 	}
 	return installed, nil
+}
+
+// Lock takes a lock that the processes of a home share, waiting until nobody else has it. It ends with its holder, however that ends.
+func (s *Store) Lock(ctx context.Context, name string) (unlock func(), err error) {
+	return s.lock(ctx, name, flock.Exclusive)
+}
+
+// Use keeps GC waiting until done is called or the process ends: what is there meanwhile stays.
+func (s *Store) Use(ctx context.Context) (done func(), err error) {
+	return s.lock(ctx, gcLock, flock.Shared)
+}
+
+const gcLock = "gc.lock"
+
+func (s *Store) lock(ctx context.Context, name string, how int) (unlock func(), err error) {
+	dir := filepath.Join(s.home, "locks")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	return flock.Lock(ctx, filepath.Join(dir, name), how)
 }
 
 func (s *Store) install(ctx context.Context, e Engine, fill func(dir string) error) (*Engine, error) {
@@ -243,7 +263,7 @@ func (s *Store) install(ctx context.Context, e Engine, fill func(dir string) err
 // write fills a folder aside, checks it, makes it read-only, and gives it its name.
 func (s *Store) write(ctx context.Context, e Engine, record []byte, dir string, fill func(string) error) error {
 	// Whoever holds the version's lock has this folder; one who was killed has left it.
-	aside := filepath.Join(s.home, "tmp", e.Version)
+	aside := filepath.Join(s.home, "tmp", "new-"+e.Version)
 	if err := errors.Join(removeAll(aside), os.Mkdir(aside, 0o755)); err != nil {
 		return err
 	}
@@ -317,9 +337,29 @@ func (e *Engine) Hold() (release func(), err error) {
 // Evidence returns the folder of what was seen of a version when it was accepted. The store does not look into it.
 func (s *Store) Evidence(version string) string { return filepath.Join(s.home, "evidence", version) }
 
-// Partial returns where the beginning of a blob is kept whose download was interrupted. digest is "sha256:…".
-func (s *Store) Partial(digest string) string {
-	return filepath.Join(s.home, "tmp", "partial-"+strings.TrimPrefix(digest, "sha256:"))
+// Partial opens what there is of a blob whose download has begun, or was interrupted, waiting until nobody else has it open. Once it is complete
+// its file may be moved, which is then no longer there for others. digest is "sha256:…".
+func (s *Store) Partial(ctx context.Context, digest string) (*os.File, error) {
+	path := filepath.Join(s.home, "tmp", "partial-"+strings.TrimPrefix(digest, "sha256:"))
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		if err := flock.Wait(ctx, f, flock.Exclusive); err != nil {
+			f.Close()
+			return nil, err
+		}
+		opened, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if now, err := os.Stat(path); err == nil && os.SameFile(opened, now) {
+			return f, nil
+		}
+		f.Close() // who had it before has moved it
+	}
 }
 
 // Pin keeps a version from being removed by GC.
@@ -368,10 +408,7 @@ func (s *Store) GC(ctx context.Context, keep ...string) (*Removed, error) {
 	if _, err := os.Stat(s.home); errors.Is(err, fs.ErrNotExist) {
 		return removed, nil
 	}
-	if err := os.MkdirAll(filepath.Join(s.home, "locks"), 0o755); err != nil {
-		return nil, err
-	}
-	unlock, err := flock.Lock(ctx, filepath.Join(s.home, "locks", "gc.lock"), flock.Exclusive) // nothing is being installed
+	unlock, err := s.lock(ctx, gcLock, flock.Exclusive) // nothing is being installed
 	if err != nil {
 		return nil, err
 	}
@@ -394,7 +431,7 @@ func (s *Store) GC(ctx context.Context, keep ...string) (*Removed, error) {
 	for _, l := range links {
 		path := filepath.Join(s.home, "versions", l.Name())
 		if !slices.Contains(keep, l.Name()) {
-			if err := errors.Join(os.Remove(path), removeAll(s.Evidence(l.Name()))); err != nil {
+			if err := os.Remove(path); err != nil {
 				return nil, err
 			}
 			removed.Versions = append(removed.Versions, l.Name())
@@ -404,13 +441,13 @@ func (s *Store) GC(ctx context.Context, keep ...string) (*Removed, error) {
 			named[filepath.Base(target)] = true
 		}
 	}
-	for _, place := range []string{"objects", "tmp"} {
+	for _, place := range []string{"objects", "tmp", "evidence"} {
 		entries, err := os.ReadDir(filepath.Join(s.home, place))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		for _, entry := range entries {
-			if place == "objects" && named[entry.Name()] {
+			if place == "objects" && named[entry.Name()] || place == "evidence" && slices.Contains(keep, entry.Name()) {
 				continue
 			}
 			if err := ctx.Err(); err != nil {

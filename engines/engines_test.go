@@ -16,10 +16,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/enginery/enginery/internal/flock"
 )
 
 // program is a worker as far as this package knows one: a file that can be executed.
@@ -206,7 +205,18 @@ func TestGC(t *testing.T) {
 	}
 	install(t, s, "kept", "replacement")
 	write(t, filepath.Join(s.Home(), "channels.toml"), "legacy = \"legacy-one\"\ncurrent = \"current-one\"\n")
-	write(t, s.Partial("sha256:ab"), "half")
+	partial, err := s.Partial(t.Context(), "sha256:ab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(grow(partial.Name()), partial.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []string{"old", "kept", "killed"} { // the last one was, before it was installed
+		if err := os.MkdirAll(s.Evidence(v), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if err := s.Pin("pinned"); err != nil {
 		t.Fatal(err)
 	}
@@ -246,9 +256,9 @@ func TestGC(t *testing.T) {
 	if err != nil || !slices.Equal(names, []string{"current-one", "kept", "legacy-one", "pinned"}) {
 		t.Errorf("kept %v, %v", names, err)
 	}
-	for _, dir := range []string{"objects", "tmp"} {
+	for _, dir := range []string{"objects", "tmp", "evidence"} {
 		entries, _ := os.ReadDir(filepath.Join(s.Home(), dir))
-		if want := map[string]int{"objects": 4}[dir]; len(entries) != want {
+		if want := map[string]int{"objects": 4, "evidence": 1}[dir]; len(entries) != want {
 			t.Errorf("%s has %d entries, want %d", dir, len(entries), want)
 		}
 	}
@@ -288,7 +298,7 @@ func TestConcurrentInstalls(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	unlock, err := flock.Lock(t.Context(), filepath.Join(home, "locks", "v1"), flock.Exclusive)
+	unlock, err := Open(home).Lock(t.Context(), "install-v1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,6 +362,148 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// What one completes, another who waits for it does not write to.
+func TestPartial(t *testing.T) {
+	s := Open(t.TempDir())
+	if err := os.Mkdir(filepath.Join(s.Home(), "tmp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	const writers = 8
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	inside, fresh := 0, 0
+	for i := range writers {
+		wg.Go(func() {
+			f, err := s.Partial(t.Context(), "sha256:ab")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			mu.Lock()
+			if inside++; inside != 1 {
+				t.Errorf("%d have it at once", inside)
+			}
+			mu.Unlock()
+			info, err := f.Stat()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if info.Size() == 0 {
+				fresh++
+			}
+			_, err = f.WriteAt([]byte{byte(i)}, info.Size())
+			if info.Size() > 0 {
+				err = errors.Join(err, os.Rename(f.Name(), filepath.Join(s.Home(), fmt.Sprint(i))))
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			inside--
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if fresh != writers/2 {
+		t.Errorf("%d began anew, want %d", fresh, writers/2)
+	}
+	f, err := s.Partial(t.Context(), "sha256:ab")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := s.Partial(ctx, "sha256:ab"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("waiting for another: %v", err)
+	}
+}
+
+// GC at any time leaves what is pinned, what is held and what is being installed, and never a version that is not whole.
+func TestGCBesideInstalls(t *testing.T) {
+	home := t.TempDir()
+	s := Open(home)
+	if err := s.SetChannels([]byte("legacy = \"one\"\ncurrent = \"one\"\n")); err != nil {
+		t.Fatal(err)
+	}
+	install(t, s, "one", "one")
+	install(t, s, "pinned", "pinned")
+	if err := s.Pin("pinned"); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var collectors, workers sync.WaitGroup
+	for range 2 {
+		collectors.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := Open(home).GC(context.Background()); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	var held atomic.Int64
+	for i := range 6 {
+		workers.Go(func() {
+			version := fmt.Sprint("v", i%3)
+			for n := range 25 {
+				e, fill := engine(version, fmt.Sprint(i%3, n%2))
+				got, err := Open(home).Install(t.Context(), e, fill)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				release, err := got.Hold()
+				if err != nil {
+					continue // it was removed before
+				}
+				held.Add(1)
+				time.Sleep(time.Millisecond)
+				if err := got.Verify(); err != nil {
+					t.Errorf("held, and not whole: %v", err)
+				}
+				release()
+				for _, v := range []string{"one", "pinned"} {
+					if e, err := s.Get(v); err != nil || e.Verify() != nil {
+						t.Errorf("%s: %v", v, err)
+					}
+				}
+			}
+		})
+	}
+	workers.Wait()
+	close(stop)
+	collectors.Wait()
+	if held.Load() == 0 {
+		t.Error("nothing was ever held")
+	}
+	done, err := s.Use(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := s.GC(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("GC while the store is used: %v", err)
+	}
+	done()
+	if _, err := s.GC(t.Context()); err != nil {
+		t.Error(err)
+	}
+	list, err := s.List()
+	if err != nil || len(list) != 2 {
+		t.Errorf("left %v, %v", list, err)
+	}
+}
+
 func TestSelect(t *testing.T) {
 	s := Open(t.TempDir())
 	env := func(kv ...string) func(string) string {
@@ -367,10 +519,12 @@ func TestSelect(t *testing.T) {
 	if v, _, err := s.Select("v8:mint", env(VersionEnv, "old", ArchivalEnv, "1")); v != "old" || err != nil {
 		t.Errorf("archival without channels: %q, %v", v, err)
 	}
-	if err := os.Mkdir(filepath.Join(s.Home(), "state"), 0o755); err != nil {
+	if err := s.SetChannels([]byte("legacy = \"u16\"\n")); err == nil {
+		t.Error("channels without current were taken")
+	}
+	if err := s.SetChannels([]byte("legacy = \"u16\"\ncurrent = \"u18\"\n")); err != nil {
 		t.Fatal(err)
 	}
-	write(t, filepath.Join(s.Home(), "state", "channels.toml"), "legacy = \"u16\"\ncurrent = \"u18\"\n")
 	check := func(worker string, getenv func(string) string, want, because, problem string) {
 		t.Helper()
 		v, why, err := s.Select(worker, getenv)

@@ -23,19 +23,26 @@ func Lock(ctx context.Context, path string, how int) (unlock func(), err error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := Wait(ctx, f, how); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// Wait takes the lock of an open file or folder, which ends when that is closed.
+func Wait(ctx context.Context, f *os.File, how int) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		err := Try(f, how)
 		if err == nil {
-			return func() { f.Close() }, nil
+			return nil
 		}
 		if err != unix.EWOULDBLOCK {
-			f.Close()
-			return nil, fmt.Errorf("locking %s: %w", path, err)
+			return fmt.Errorf("locking %s: %w", f.Name(), err)
 		}
 		select {
 		case <-ctx.Done():
-			f.Close()
-			return nil, ctx.Err()
+			return context.Cause(ctx)
 		case <-time.After(pause):
 		}
 	}
