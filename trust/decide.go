@@ -51,14 +51,10 @@ type Decision struct {
 	Requirements []Requirement `json:"requirements"`
 
 	counted []Evidence
-	final   bool
 }
 
 // Evidence returns what counted: with nothing else the same policy says the same.
 func (d *Decision) Evidence() []Evidence { return d.counted }
-
-// Final reports whether it is no, whatever else there may be to say for the version: it is revoked.
-func (d *Decision) Final() bool { return d.final }
 
 // Requirement is a demand of the policy.
 type Requirement struct {
@@ -136,7 +132,6 @@ func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 	notRevoked := Requirement{Name: "not revoked", Need: "the digest is not on the list of revoked ones", Met: true}
 	if reason, ok := p.revoked[s.Index]; ok {
 		notRevoked.Met, notRevoked.Problems = false, []string{"revoked: " + reason}
-		d.final = true
 	}
 
 	var signers []*witness
