@@ -125,10 +125,9 @@ func (c *Controller) EndBlock(ctx context.Context, used int64) (*Block, error) {
 // upgrades tries upgrades, and returns what is carried over.
 func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, share Share, carry int64) (int64, error) {
 	left := share.UpgradeComputrons + carry
-	fits := func(expected int64) bool { return b.Upgrades < share.Upgrades && expected <= left }
 	waits := false // for more than is left
 	try := func(expected int64, f func() (int64, error)) (bool, error) {
-		if !fits(expected) {
+		if b.Upgrades == share.Upgrades || expected > left {
 			waits = b.Upgrades == 0 && share.Upgrades > 0
 			return false, nil
 		}
@@ -155,7 +154,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return 0, err
 		}
 		if !more {
-			return carried(left, waits, expected), nil
+			return carried(left, waits), nil
 		}
 	}
 	for range share.Upgrades + skips {
@@ -171,7 +170,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return 0, err
 		}
 		if step == nil {
-			return carried(left, false, 0), c.do(ctx, Event{Type: RolloutDone})
+			return carried(left, false), c.do(ctx, Event{Type: RolloutDone})
 		}
 		v, err := c.Vat(ctx, step.Vat)
 		if err != nil {
@@ -195,7 +194,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return 0, err
 		}
 		if !more {
-			return carried(left, waits, expected), nil
+			return carried(left, waits), nil
 		}
 		if r, err = c.s.rollout(ctx); err != nil {
 			return 0, err
@@ -207,13 +206,13 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			}
 		}
 	}
-	return carried(left, false, 0), nil
+	return carried(left, false), nil
 }
 
-// carried returns what is carried over to the next block: what was used too much, or what is saved for an upgrade that waits for so much.
-func carried(left int64, waits bool, expected int64) int64 {
+// carried returns what is carried over to the next block: what was used too much, or what is saved for an upgrade that waits for more.
+func carried(left int64, waits bool) int64 {
 	if waits {
-		return min(left, expected)
+		return left
 	}
 	return min(left, 0)
 }

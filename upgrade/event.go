@@ -80,6 +80,14 @@ const (
 	BlockEnded     EventType = "block-ended"
 )
 
+// EventTypes are all types of events.
+var EventTypes = []EventType{
+	Initialized, SettingsChanged, Adopted, Retired,
+	VatAdded, VatPaused, VatResumed, VatSuspended, VatRolledBack, VatTerminated, UpgradeRequested, VatUpgraded, UpgradeFailed,
+	DeliveryQueued, DeliverySetAside, DeliveryRefused, DeliveryMade, DeliveryDiscarded,
+	RolloutStarted, StepAdded, StepSkipped, RolloutPaused, RolloutResumed, RolloutHeld, RolloutAborted, RolloutDone, PlanSwept, BlockEnded,
+}
+
 // do makes an event happen.
 func (c *Controller) do(ctx context.Context, e Event) error {
 	h, err := c.s.head(ctx)

@@ -10,7 +10,7 @@ import (
 // Delivery is what a host wants to deliver to a vat.
 type Delivery struct {
 	Kind Kind   `json:"kind"`
-	Key  string `json:"key,omitempty"` // what it is about, of kinds that are set aside: an object's reference, an option's name. Equal ones are one delivery
+	Key  string `json:"key,omitempty"` // what it is about, of kinds that are set aside: an object, an option. Of equal ones the last is made
 
 	// Payload is the host's, in JSON. It comes back as json.Marshal writes it. It should be in the kernel's terms and not the vat's, since
 	// c-lists change while it waits.
@@ -102,6 +102,9 @@ func (c *Controller) Admit(ctx context.Context, id string, d Delivery) (Verdict,
 	}
 	if err := d.clean(); err != nil {
 		return Verdict{}, err
+	}
+	if d.Kind == BringOutYourDead {
+		d.Key = "" // one is as good as many
 	}
 	verdict := Verdict{Action: action}
 	if action == Queue {

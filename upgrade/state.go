@@ -449,17 +449,12 @@ func (s state) forget(ctx context.Context, v *Vat) error {
 	if err != nil {
 		return err
 	}
-	prefix := keyOf("aside", v.ID, rank) + "."
-	for {
-		k, err := s.after(ctx, prefix, "")
-		if err != nil || k == "" {
-			return err
-		}
-		v.Aside--
-		if err := s.delete(prefix + k); err != nil {
-			return err
-		}
+	key := keyOf("aside", v.ID, rank, string(BringOutYourDead), "")
+	if was, err := s.text(ctx, key); err != nil || was == "" {
+		return err
 	}
+	v.Aside--
+	return s.delete(key)
 }
 
 // next returns the key of what is delivered to a vat next.
