@@ -42,8 +42,10 @@ type Worker struct {
 const actionSchema = "enginery.replay.action/v1"
 
 // Digest returns the action's digest.
-func (a *Action) Digest() string {
-	b, err := json.Marshal(a)
+func (a *Action) Digest() string { return actionDigest(a) }
+
+func actionDigest(action any) string {
+	b, err := json.Marshal(action)
 	if err != nil {
 		panic(err) // it has nothing that could fail
 	}
@@ -73,46 +75,47 @@ func (p *piece) action() *Action {
 	return a
 }
 
-// cached is a result in the cache. Action is there for people.
+// cached is a result in the cache.
 type cached struct {
-	Action *Action         `json:"action"`
-	Sum    string          `json:"sum"` // of Result
+	Action json.RawMessage `json:"action"`
+	Sum    string          `json:"sum"` // digest of Result
 	Result json.RawMessage `json:"result"`
 }
 
 // cache is a folder with results, by the digests of their actions; "" if there is none.
 type cache string
 
-func (c cache) path(a *Action) string {
-	hash := a.Digest()[len("sha256:"):]
+func (c cache) path(digest string) string {
+	hash := digest[len("sha256:"):]
 	return filepath.Join(string(c), hash[:2], hash+".json")
 }
 
-// get returns the result of an action, or nil. One that is damaged is none.
-func (c cache) get(a *Action) (*result, error) {
+// read reads the result of an action, and reports whether there was one. One that is damaged is none.
+func (c cache) read(digest string, result any) (bool, error) {
 	if c == "" {
-		return nil, nil
+		return false, nil
 	}
-	b, err := os.ReadFile(c.path(a))
+	b, err := os.ReadFile(c.path(digest))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return false, nil
 	} else if err != nil {
-		return nil, fmt.Errorf("reading a result that is known: %w", err)
+		return false, fmt.Errorf("reading a result that is known: %w", err)
 	}
 	var r cached
-	res := new(result)
-	if json.Unmarshal(b, &r) != nil || digestOf(r.Result) != r.Sum || json.Unmarshal(r.Result, res) != nil || r.Action.Digest() != a.Digest() {
-		return nil, nil
-	}
-	return res, nil
+	whole := json.Unmarshal(b, &r) == nil && digestOf(r.Result) == r.Sum && digestOf(r.Action) == digest
+	return whole && json.Unmarshal(r.Result, result) == nil, nil
 }
 
-// put keeps a result, whole or not at all.
-func (c cache) put(a *Action, res *result) error {
-	if c == "" || !res.final() {
+// write keeps a result, whole or not at all.
+func (c cache) write(action, result any) error {
+	if c == "" {
 		return nil
 	}
-	text, err := json.Marshal(res)
+	a, err := json.Marshal(action)
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(result)
 	if err != nil {
 		return err
 	}
@@ -120,7 +123,7 @@ func (c cache) put(a *Action, res *result) error {
 	if err != nil {
 		return err
 	}
-	path := c.path(a)
+	path := c.path(digestOf(a))
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("keeping a result: %w", err)
 	}

@@ -26,6 +26,7 @@ type piece struct {
 	spans    []swingstore.Span
 	snapshot *swingstore.Snapshot // nil: it begins with bundles
 	end      int64                // of the vat's last span
+	keep     string               // file for the last heap snapshot that is taken before its end; "": none
 }
 
 // items returns how many items a piece has.
@@ -88,7 +89,6 @@ type player struct {
 	heap    string // "snapshot HASH" that the last span ended with, or ""
 	pending int64  // deliveries of which nobody was told yet
 	told    time.Time
-	sink    io.Writer // also gets the last heap snapshot that is taken; nil: none
 }
 
 // play replays a piece. What the version, the vat or the source is to blame for is in the result; an error is something else.
@@ -270,23 +270,31 @@ func (p *player) place(e entry, kind, last string, i int) string {
 	return ""
 }
 
+// initialization is what initialize-worker says.
+type initialization struct {
+	Source struct {
+		BundleID string `json:"bundleID"`
+	} `json:"source"`
+	WorkerOptions swingstore.WorkerOptions `json:"workerOptions"`
+}
+
+func parseInitialize(delivery []byte) (init initialization, err error) {
+	var list []json.RawMessage
+	if err := json.Unmarshal(delivery, &list); err != nil {
+		return init, err
+	}
+	if len(list) != 2 {
+		return init, errors.New("it has no options")
+	}
+	return init, json.Unmarshal(list[1], &init)
+}
+
 // initialize starts a worker from bundles.
 func (p *player) initialize(ctx context.Context, e entry) error {
-	var list []json.RawMessage
-	var init struct {
-		Source        struct{ BundleID string }
-		WorkerOptions struct {
-			Type      string
-			BundleIDs []string
-		}
-	}
-	err := json.Unmarshal(e.entry.Delivery, &list)
-	if err == nil && len(list) == 2 {
-		err = json.Unmarshal(list[1], &init)
-	}
+	init, err := parseInitialize(e.entry.Delivery)
 	w := init.WorkerOptions
 	switch {
-	case err != nil || len(list) != 2:
+	case err != nil:
 		p.differ(e, Structure, 0, `["initialize-worker",{…}]`, string(e.entry.Delivery))
 		return &stop{Stopped, "its worker cannot be initialized"}
 	case w.Type != "" && w.Type != "xsnap" && w.Type != "xs-worker":
@@ -391,16 +399,26 @@ func hashIn(delivery []byte) string {
 }
 
 // save takes a heap snapshot and, as the chain does, starts the worker anew from it.
-func (p *player) save(ctx context.Context, e entry) error {
+func (p *player) save(ctx context.Context, e entry) (err error) {
 	hash, size := sha256.New(), new(counter)
 	dst := io.MultiWriter(hash, size)
-	if p.sink != nil && p.id.Start == p.spans[len(p.spans)-1].Start {
-		dst = io.MultiWriter(hash, size, p.sink)
+	if p.keep != "" && e.position+1 == p.spans[len(p.spans)-1].Start {
+		file, err := newSnapshotFile(p.keep)
+		if err != nil {
+			return err
+		}
+		defer file.discard()
+		dst = io.MultiWriter(hash, size, file)
+		defer func() {
+			if err == nil {
+				err = file.finish()
+			}
+		}()
 	}
 	limit, cancel := context.WithTimeout(ctx, p.run.timeout)
 	defer cancel()
 	halt := context.AfterFunc(limit, p.m.Kill)
-	err := p.m.Snapshot(ctx, dst, p.run.column.Reload)
+	err = p.m.Snapshot(ctx, dst, p.run.column.Reload)
 	halt()
 	if err != nil {
 		return p.gone(limit, e, err)

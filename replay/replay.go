@@ -14,7 +14,7 @@ type Options struct {
 	VersionBundles bool
 	KeepWorker     bool // it is not started anew from each heap snapshot that it takes, as the chain does by default
 
-	Passes Level // what Report.Passes says; it changes nothing of what is done
+	Passes Level // the level that passes; 0: SameBehaviour. A report says it, and a classification goes by it
 
 	Jobs    int           // workers at a time; 0: one for each CPU
 	Timeout time.Duration // of a delivery; 0: DefaultTimeout
@@ -22,14 +22,20 @@ type Options struct {
 	// Cache is the folder where results are kept. What is there is not done again, so an interrupted run goes on. Empty: none.
 	Cache string
 
-	// Reproducers is the folder for files that show one difference each, the first of each dimension of a span. Empty: none are written.
+	// Reproducers is the folder for files that Reproduce runs: each shows one difference, the first of its dimension of a vat. Empty: none.
 	Reproducers string
 
-	// Archives are folders with spans and heap snapshots that a node has removed from its store (vat-transcript-archive-dir and
-	// vat-snapshot-archive-dir in agoric-sdk's app.toml).
-	Archives []string
+	// Snapshots is the folder where Compare writes the heap snapshots from which vats go on that are migrated. Empty: none.
+	Snapshots string
 
 	Observe func(Event) // nil: nobody; one call at a time
+}
+
+func (o *Options) passes() Level {
+	if o.Passes == Divergent {
+		return SameBehaviour
+	}
+	return o.Passes
 }
 
 // DefaultTimeout is how long a delivery may take.

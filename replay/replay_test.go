@@ -41,20 +41,34 @@ func open(t testing.TB, path string, archives ...string) transcripts.Source {
 	return s
 }
 
+func run(t testing.TB, s transcripts.Source, e *vat.Engine, o replay.Options) *replay.Report {
+	t.Helper()
+	r, err := replay.Run(t.Context(), s, e, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func show(t testing.TB, v any) string {
+	t.Helper()
+	b, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
 // The store that the real kernel has left replays as it was recorded, to the last byte of each heap.
 func TestIdentical(t *testing.T) {
 	t.Parallel()
 	begun := time.Now()
-	r, err := replay.Run(t.Context(), open(t, swingsettest.Store(t)), engine(t, swingsettest.Version, amd64, recipes.Release), replay.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := run(t, open(t, swingsettest.Store(t)), engine(t, swingsettest.Version, amd64, recipes.Release), replay.Options{})
 	t.Log(time.Since(begun))
 	for _, v := range r.Vats {
 		run := v.Runs[0]
 		if run.Level != replay.Identical || !run.Whole() {
-			b, _ := json.MarshalIndent(run, "", " ")
-			t.Errorf("%s", b)
+			t.Errorf("%s", show(t, run.Spans))
 		}
 		t.Logf("%s %s: %d deliveries, %d spans, %.2f s", v.ID, run.Level, run.Deliveries, v.Spans, run.Seconds)
 	}

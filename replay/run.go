@@ -54,6 +54,7 @@ type runner struct {
 	timeout time.Duration
 	observe func(Event)
 	bundles *bundles
+	keep    string // folder for the heap snapshots from which vats go on; "": none
 }
 
 func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o Options) (*runner, error) {
@@ -135,17 +136,25 @@ func (r *runner) tell(e Event) {
 	}
 }
 
+// from returns the same column with another start.
+func (r *runner) from(start Start) *runner {
+	c := *r
+	c.column.Start = start
+	return &c
+}
+
 // work is a piece, and where its result belongs.
 type work struct {
 	piece  *piece
 	vat    int
+	first  *work // that does the same; nil: none
 	result *result
 }
 
 // replayAll replays all vats in all columns.
 func replayAll(ctx context.Context, o Options, runners ...*runner) (*Report, error) {
 	source := runners[0].source
-	report := &Report{Schema: Schema, Source: Source{Path: source.Path(), Kind: source.Kind()}, Passes: o.Passes, Runs: []Column{}, Vats: []Vat{}}
+	report := &Report{Schema: Schema, Source: Source{Path: source.Path(), Kind: source.Kind()}, Passes: o.passes(), Runs: []Column{}, Vats: []Vat{}}
 	vats, err := choose(ctx, source, o.Vats)
 	if err != nil {
 		return nil, err
@@ -183,11 +192,17 @@ func replayAll(ctx context.Context, o Options, runners ...*runner) (*Report, err
 		report.Vats = append(report.Vats, row)
 		for _, r := range runners {
 			for _, p := range r.plan(v, spans, snapshots) {
+				if last := p.spans[len(p.spans)-1]; r.keep != "" && last.Current && len(p.spans) > 1 {
+					p.keep = keptSnapshot(r.keep, v.ID, last.Start)
+				}
 				all = append(all, &work{piece: p, vat: i})
 			}
 		}
 	}
 	if err := do(ctx, o, observe, all); err != nil {
+		return nil, err
+	}
+	if err := reproducers(ctx, o.Reproducers, all); err != nil {
 		return nil, err
 	}
 	for _, w := range all {
@@ -231,7 +246,18 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 	if observe != nil {
 		observe(planned)
 	}
-	order := slices.Clone(all)
+	// What two columns have in common is done once.
+	same := make(map[string]*work)
+	var order []*work
+	for _, w := range all {
+		digest := w.piece.action().Digest()
+		if w.first = same[digest]; w.first == nil {
+			same[digest] = w
+			order = append(order, w)
+		} else if w.first.piece.keep == "" {
+			w.first.piece.keep = w.piece.keep
+		}
+	}
 	slices.SortStableFunc(order, func(a, b *work) int { return cmp.Compare(b.piece.items(), a.piece.items()) })
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(cmp.Or(o.Jobs, runtime.NumCPU()))
@@ -254,6 +280,12 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 		}
 		return err
 	}
+	for _, w := range all {
+		if w.first != nil {
+			w.result = w.first.result
+			w.piece.tellKnown(w.result)
+		}
+	}
 	return context.Cause(ctx)
 }
 
@@ -263,11 +295,13 @@ func (p *piece) once(ctx context.Context, c cache) (*result, error) {
 		return p.play(ctx)
 	}
 	a := p.action()
-	known, err := c.get(a)
-	if err != nil {
+	known := new(result)
+	if found, err := c.read(a.Digest(), known); err != nil {
 		return nil, err
+	} else if !found {
+		known = nil
 	}
-	known, err = p.verified(func(s swingstore.Span) error {
+	known, err := p.verified(func(s swingstore.Span) error {
 		for _, err := range p.run.source.Items(ctx, s) {
 			if err != nil {
 				return err
@@ -278,18 +312,30 @@ func (p *piece) once(ctx context.Context, c cache) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	if known != nil {
-		for i := range known.Spans {
-			s := &known.Spans[i]
-			p.run.tell(Event{Kind: Finished, Vat: p.vat.ID, Start: s.Start, Deliveries: s.Deliveries, Cached: true, Result: s})
+	if known != nil && p.keep != "" {
+		if s := known.Spans[len(known.Spans)-2].Snapshot; s != nil && !hasSnapshot(p.keep, s.Got) {
+			known = nil // it is made again, since it is wanted
 		}
+	}
+	if known != nil {
+		p.tellKnown(known)
 		return known, nil
 	}
 	r, err := p.play(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return r, c.put(a, r)
+	if r.final() {
+		err = c.write(a, r)
+	}
+	return r, err
+}
+
+func (p *piece) tellKnown(r *result) {
+	for i := range r.Spans {
+		s := &r.Spans[i]
+		p.run.tell(Event{Kind: Finished, Vat: p.vat.ID, Start: s.Start, Deliveries: s.Deliveries, Cached: true, Result: s})
+	}
 }
 
 // sum sums up a vat's spans.

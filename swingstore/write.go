@@ -195,7 +195,7 @@ func (tx *Tx) AddBundle(bundle []byte) (string, error) {
 	return id, nil
 }
 
-// SetVat records a vat's options, source and parameters, which may be new. RawOptions is not looked at. A new vat is a dynamic one.
+// SetVat records a vat's options, source and, unless they are nil, parameters, which may be new. RawOptions is not looked at. A new vat is a dynamic one.
 func (tx *Tx) SetVat(v Vat) error {
 	options, err := encode(v.Options)
 	if err != nil {
@@ -225,7 +225,10 @@ func (tx *Tx) SetVat(v Vat) error {
 			}
 		}
 	}
-	return errors.Join(tx.Set(v.ID+".options", options), tx.Set(v.ID+".source", source), tx.Set(v.ID+".vatParameters", string(v.Parameters)))
+	if err := errors.Join(tx.Set(v.ID+".options", options), tx.Set(v.ID+".source", source)); err != nil || v.Parameters == nil {
+		return err
+	}
+	return tx.Set(v.ID+".vatParameters", string(v.Parameters))
 }
 
 // encode is JSON.stringify: nothing is escaped for HTML.
