@@ -70,7 +70,7 @@ func TestJSONOfRealStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	for _, vat := range []string{"v1", "v2", "v3", "v4", "v5", "v6"} {
+	for _, vat := range []string{"v1", "v2", "v3", "v4", "v5", "v6", "v8", "v9"} {
 		spans, err := s.Spans(t.Context(), vat)
 		if err != nil {
 			t.Fatal(err)

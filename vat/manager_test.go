@@ -148,9 +148,9 @@ func TestRealTranscript(t *testing.T) {
 		restart       bool
 		items         int
 	}{
-		{"v4", "linux/amd64", true, 144},
-		{"v5", "linux/amd64", false, 92}, // which was upgraded
-		{"v6", "linux/arm64", true, 10},
+		{"v4", "linux/amd64", true, 150},
+		{"v5", "linux/amd64", false, 99}, // which was upgraded
+		{"v6", "linux/arm64", true, 12},
 	} {
 		t.Run(test.vat+" "+test.platform, func(t *testing.T) {
 			t.Parallel()

@@ -19,7 +19,7 @@ import (
 // Version is the version whose worker and bundles the kernel ran.
 const Version = "agoric-upgrade-22"
 
-// Store returns the path of the kernel's store, a copy of the test's own. It has all spans of six vats, and the hashes of their heap
+// Store returns the path of the kernel's store, a copy of the test's own. It has all spans of eight vats, and the hashes of their heap
 // snapshots, but not the snapshots.
 func Store(t testing.TB) string { return unpack(t, "swingstore.sqlite") }
 

@@ -137,17 +137,35 @@ for (let i = 0; i < rounds; i += 1) {
 }
 await expect(/"incarnations":2/, 'bootstrap', 'call', 'ledger', 'report');
 
-// Computation near the limit of a meter, and over it.
+// Things that a vat knows only weakly, and that their maker retires.
+for (let i = 0; i < 3; i += 1) {
+  await expect(undefined, 'bootstrap', 'pass', 'alice', 'make', 'bob', 'mark', `weak thing ${i}`);
+}
+await expect(/^note 0,/, 'alice', 'keys');
+await expect(/,owner 19,/, 'bootstrap', 'call', 'ledger', 'owners');
+await expect('"140n"', 'bootstrap', 'call', 'ledger', 'sum');
+for (let i = 0; i < 2; i += 1) {
+  controller.reapAllVats();
+  await commit();
+}
+
+// Computation near the limit of a delivery, and over it.
+await expect('frugal', 'bootstrap', 'create', 'frugal', 'worker', { name: 'frugal' }, 1_000_000_000n);
+await expect(undefined, 'bootstrap', 'call', 'frugal', 'compute', 5_881_500);
+await expect('lives', 'bootstrap', 'ended', 'frugal');
 await expect(undefined, 'bootstrap', 'call', 'metered', 'compute', 100_000);
 await expect(undefined, 'bootstrap', 'call', 'metered', 'compute', 400_000);
 await expect('lives', 'bootstrap', 'ended', 'metered');
 await expect(/rejected: vat terminated/, 'bootstrap', 'call', 'metered', 'compute', 100_000_000);
 await expect(/^failed: /, 'bootstrap', 'ended', 'metered');
 
-// A vat that is terminated, and not cleaned up yet.
+// Vats that are terminated, and not cleaned up yet: by another, and by themselves.
 cleanUp = false;
 await expect(undefined, 'bootstrap', 'terminate', 'doomed');
 await expect('failed: doomed is no longer wanted', 'bootstrap', 'ended', 'doomed');
+await expect('leaver', 'bootstrap', 'create', 'leaver', 'worker', { name: 'leaver' });
+await expect(undefined, 'bootstrap', 'call', 'leaver', 'exit', 'all is done');
+await expect('ended: all is done', 'bootstrap', 'ended', 'leaver');
 
 await controller.shutdown();
 await hostStorage.close();

@@ -3,7 +3,7 @@ import { E, Far } from '@endo/far';
 import { makePromiseKit } from '@endo/promise-kit';
 import { defineKind, makeScalarBigMapStore, makeScalarBigWeakMapStore } from '@agoric/vat-data';
 
-export const buildRootObject = (_vatPowers, { name = 'worker' } = {}) => {
+export const buildRootObject = (vatPowers, { name = 'worker' } = {}) => {
   const makeNote = defineKind('Note', text => ({ text, reads: 0 }), {
     read: ({ state }) => {
       state.reads += 1;
@@ -40,7 +40,8 @@ export const buildRootObject = (_vatPowers, { name = 'worker' } = {}) => {
       held.clear();
       return n;
     },
-    mark: note => marks.has(note) && marks.get(note),
+    mark: (thing, mark) => marks.init(thing, mark),
+    marked: thing => marks.has(thing) && marks.get(thing),
     promise() {
       const kit = makePromiseKit();
       waiting.push(kit);
@@ -63,6 +64,7 @@ export const buildRootObject = (_vatPowers, { name = 'worker' } = {}) => {
       held.set('slots', Array.from({ length: slots }, (_, i) => ({ i })));
       return slots;
     },
+    exit: reason => vatPowers.exitVat(reason),
     log: (...args) => console.log(name, ...args),
     fail: text => {
       throw Error(text);
