@@ -325,12 +325,17 @@ func (r *Resolver) download(ctx context.Context, repo repository.Repository, id 
 			return err
 		}
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	var g errgroup.Group // one that fails does not keep the others from coming
 	g.SetLimit(parallel)
 	for d, f := range partials {
 		name := blobs[d][0]
 		g.Go(func() error {
-			if err := repository.Download(gctx, watched, files[name], f); err != nil {
+			err := repository.Download(ctx, watched, files[name], f)
+			var corrupt *repository.CorruptError
+			if errors.As(err, &corrupt) { // perhaps on the way
+				err = repository.Download(ctx, watched, files[name], f)
+			}
+			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
 			return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"os"
@@ -51,6 +52,10 @@ var dir string // of the world
 func TestMain(m *testing.M) {
 	if job := os.Getenv(childEnv); job != "" {
 		os.Exit(child(job))
+	}
+	flag.Parse()
+	if err := flag.Set("test.parallel", "8"); err != nil { // most wait
+		panic(err)
 	}
 	var err error
 	if dir, err = os.MkdirTemp("", "resolver-"); err != nil {
@@ -300,6 +305,7 @@ func child(text string) int {
 
 // A version goes to a registry, is signed and attested there, and an empty node resolves it. Then it needs the registry no more.
 func TestRoundTrip(t *testing.T) {
+	t.Parallel()
 	w := made(t)
 	for name, registry := range registries(t) {
 		repo := registry + "/engines"

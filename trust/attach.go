@@ -139,17 +139,26 @@ func readBundle(ctx context.Context, repo repository.Repository, subject digest.
 	if size := m.Layers[0].Size; size > maxBundle || !room(size) {
 		return nil, fmt.Errorf("it was not read: a bundle of %d bytes, where %d are allowed, and %d for all", size, maxBundle, maxTotal)
 	}
-	r, err := repo.Blob(ctx, m.Layers[0], 0)
+	for try := 1; ; try++ {
+		bundle, err := readBlob(ctx, repo, m.Layers[0])
+		if err != nil {
+			return nil, err
+		}
+		found := digest.FromBytes(bundle)
+		if found == m.Layers[0].Digest {
+			return bundle, nil
+		}
+		if try == 3 { // it was not the way
+			return nil, fmt.Errorf("its bundle is damaged: expected %s, found %s", m.Layers[0].Digest, found)
+		}
+	}
+}
+
+func readBlob(ctx context.Context, repo repository.Repository, d ocispec.Descriptor) ([]byte, error) {
+	r, err := repo.Blob(ctx, d, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	bundle, err := io.ReadAll(io.LimitReader(r, m.Layers[0].Size+1))
-	if err != nil {
-		return nil, err
-	}
-	if digest.FromBytes(bundle) != m.Layers[0].Digest {
-		return nil, fmt.Errorf("its bundle is damaged: expected %s, found %s", m.Layers[0].Digest, digest.FromBytes(bundle))
-	}
-	return bundle, nil
+	return io.ReadAll(io.LimitReader(r, d.Size+1))
 }
