@@ -16,11 +16,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/xsnap"
+	"golang.org/x/sys/unix"
 )
 
 // childEnv has this program be the host of a vat in a process of its own.
@@ -73,23 +75,24 @@ func hostCommand(ctx context.Context, t testing.TB, job string, o hostOptions) *
 }
 
 func TestMain(m *testing.M) {
-	switch os.Getenv(childEnv) {
-	case "":
+	jobs := map[string]func(hostOptions) error{"steps": hostSteps, "full": hostFull}
+	job, ok := jobs[os.Getenv(childEnv)]
+	if !ok {
 		os.Exit(m.Run())
-	case "steps":
-		if err := hostSteps(); err != nil {
-			fmt.Println(err)
-			os.Exit(1)
-		}
+	}
+	var o hostOptions
+	err := json.NewDecoder(os.Stdin).Decode(&o)
+	if err == nil {
+		err = job(o)
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
 	}
 }
 
 // hostSteps goes on with a history, without end, and prints the number of each step that is done.
-func hostSteps() error {
-	var o hostOptions
-	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
-		return err
-	}
+func hostSteps(o hostOptions) error {
 	s, err := swingstore.Create(o.Store)
 	if err != nil {
 		return err
@@ -252,4 +255,108 @@ func checkHistory(t testing.TB, path string, done int) int {
 		}
 	}
 	return steps
+}
+
+// hostFull makes steps on a disk that is full before each, until there is room again.
+func hostFull(o hostOptions) error {
+	dir := filepath.Dir(o.Store)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
+		return fmt.Errorf("mounting a small disk: %w", err)
+	}
+	s, err := swingstore.Create(o.Store)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	filler := filepath.Join(dir, "filler")
+	h := o.history(s, nil)
+	defer h.v.Close()
+	ctx := context.Background()
+	full := 0
+	for i := range fullSteps {
+		if err := fill(filler, i%4*8<<10); err != nil {
+			return err
+		}
+		err := h.step(ctx, i)
+		if err != nil && !errors.Is(err, swingstore.ErrFull) {
+			return fmt.Errorf("step %d on a full disk: %w", i, err)
+		}
+		if next, nerr := h.next(ctx); nerr != nil || (err == nil) != (next == i+1) {
+			return fmt.Errorf("step %d on a full disk: %v, and then %d steps, %v", i, err, next, nerr)
+		}
+		if err := os.Remove(filler); err != nil {
+			return err
+		}
+		if err != nil {
+			full++
+			if err := h.step(ctx, i); err != nil {
+				return fmt.Errorf("step %d: %w", i, err)
+			}
+		}
+	}
+	if full == 0 {
+		return errors.New("the disk was never full")
+	}
+	b, err := dumpStore(s.Path())
+	if err != nil {
+		return err
+	}
+	fmt.Print(b)
+	return nil
+}
+
+const fullSteps = 16
+
+// fill makes a file that takes all that is free but so many bytes.
+func fill(path string, but int) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	block := make([]byte, 4096)
+	for err == nil {
+		_, err = f.Write(block)
+	}
+	if !errors.Is(err, unix.ENOSPC) {
+		return err
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	return f.Truncate(max(0, size-int64(but)))
+}
+
+// A full disk is an error, swingstore.ErrFull, and the crank may be had again when there is room.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*deadline)
+	defer cancel()
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk")
+	if err := os.Mkdir(disk, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o := newHostOptions(t, filepath.Join(disk, "store.sqlite"))
+	cmd := hostCommand(ctx, t, "full", o)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if os.Getuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s := openStore(t, filepath.Join(dir, "undisturbed.sqlite"))
+	h := o.history(s, nil)
+	defer h.v.Close()
+	if err := h.run(ctx, fullSteps, func(int) bool { return false }); err != nil {
+		t.Fatal(err)
+	}
+	if want := dump(t, s); string(out) != want {
+		t.Errorf("the store is not what it is on a large disk: %s", firstDifference(string(out), want))
+	}
 }

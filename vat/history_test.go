@@ -110,45 +110,57 @@ func (h *history) run(ctx context.Context, steps int, evict func(i int) bool) er
 // dump returns all that a store in a file has, a line a row.
 func dump(t testing.TB, s *swingstore.Store) string {
 	t.Helper()
-	db, err := sql.Open("sqlite", "file:"+s.Path()+"?mode=ro")
+	d, err := dumpStore(s.Path())
 	if err != nil {
 		t.Fatal(err)
+	}
+	return d
+}
+
+func dumpStore(path string) (string, error) {
+	db, err := sql.Open("sqlite", "file:"+path+"?mode=ro")
+	if err != nil {
+		return "", err
 	}
 	defer db.Close()
 	var b strings.Builder
 	for _, table := range []string{"transcriptSpans", "transcriptItems", "snapshots", "engines", "kvStore", "bundles", "pendingExports"} {
-		rows, err := db.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rows.Close()
-		columns, err := rows.Columns()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for rows.Next() {
-			values := make([]any, len(columns))
-			into := make([]any, len(columns))
-			for i := range values {
-				into[i] = &values[i]
-			}
-			if err := rows.Scan(into...); err != nil {
-				t.Fatal(err)
-			}
-			b.WriteString(table)
-			for _, v := range values {
-				if blob, ok := v.([]byte); ok {
-					v = fmt.Sprintf("%x", sha256.Sum256(blob))
-				}
-				fmt.Fprintf(&b, " %v", v)
-			}
-			b.WriteByte('\n')
-		}
-		if err := rows.Err(); err != nil {
-			t.Fatal(err)
+		if err := dumpTable(&b, db, table); err != nil {
+			return "", err
 		}
 	}
-	return b.String()
+	return b.String(), nil
+}
+
+func dumpTable(b *strings.Builder, db *sql.DB, table string) error {
+	rows, err := db.Query("SELECT * FROM " + table + " ORDER BY 1, 2")
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	for rows.Next() {
+		values := make([]any, len(columns))
+		into := make([]any, len(columns))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			return err
+		}
+		b.WriteString(table)
+		for _, v := range values {
+			if blob, ok := v.([]byte); ok {
+				v = fmt.Sprintf("%x", sha256.Sum256(blob))
+			}
+			fmt.Fprintf(b, " %v", v)
+		}
+		b.WriteByte('\n')
+	}
+	return rows.Err()
 }
 
 // firstDifference returns the first line in which two dumps differ.
