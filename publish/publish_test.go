@@ -16,20 +16,21 @@ import (
 	"github.com/enginery/enginery/release"
 	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/trust"
+	"github.com/enginery/enginery/trust/sign"
 )
 
 const id = "agoric-upgrade-16"
 
-func signer(t *testing.T) (*trust.Signer, string) {
+func signer(t *testing.T) (*sign.Signer, string) {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "key")
-	if err := trust.WriteKey(name, []byte("secret")); err != nil {
+	if err := sign.WriteKey(name, []byte("secret")); err != nil {
 		t.Fatal(err)
 	}
-	if err := trust.WriteKey(name, []byte("secret")); !errors.Is(err, os.ErrExist) {
+	if err := sign.WriteKey(name, []byte("secret")); !errors.Is(err, os.ErrExist) {
 		t.Errorf("overwrote a key: %v", err)
 	}
-	s, err := trust.OpenSigner(t.Context(), name+".key", func() ([]byte, error) { return []byte("secret"), nil })
+	s, err := sign.OpenKey(t.Context(), name+".key", func() ([]byte, error) { return []byte("secret"), nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/enginery/enginery/internal/tooltest"
 	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/trust"
+	"github.com/enginery/enginery/trust/sign"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -38,7 +39,7 @@ func TestCosign(t *testing.T) {
 	run := func(args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), cosign, args...)
 		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "HOME="+dir, "DOCKER_CONFIG="+dir, trust.PasswordEnv+"=secret", "COSIGN_EXPERIMENTAL=1")
+		cmd.Env = append(os.Environ(), "HOME="+dir, "DOCKER_CONFIG="+dir, sign.PasswordEnv+"=secret", "COSIGN_EXPERIMENTAL=1")
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
@@ -50,7 +51,7 @@ func TestCosign(t *testing.T) {
 		}
 		return out
 	}
-	private, public, err := trust.GenerateKey([]byte("secret"))
+	private, public, err := sign.GenerateKey([]byte("secret"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,14 +67,14 @@ func TestCosign(t *testing.T) {
 		t.Fatal(err)
 	}
 	password := func() ([]byte, error) { return []byte("secret"), nil }
-	signer, err := trust.OpenSigner(t.Context(), filepath.Join(dir, "ours.key"), password)
+	signer, err := sign.OpenKey(t.Context(), filepath.Join(dir, "ours.key"), password)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := trust.OpenSigner(t.Context(), filepath.Join(dir, "theirs.key"), password); err != nil {
+	if _, err := sign.OpenKey(t.Context(), filepath.Join(dir, "theirs.key"), password); err != nil {
 		t.Errorf("cosign's key: %v", err)
 	}
-	if _, err := trust.OpenSigner(t.Context(), filepath.Join(dir, "ours.key"), func() ([]byte, error) { return []byte("wrong"), nil }); err == nil {
+	if _, err := sign.OpenKey(t.Context(), filepath.Join(dir, "ours.key"), func() ([]byte, error) { return []byte("wrong"), nil }); err == nil {
 		t.Error("opened with a wrong password")
 	}
 	for name, registry := range map[string]string{"referrers API": registrytest.StartOCI(t), "tags": registrytest.StartDistribution(t)} {

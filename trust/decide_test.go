@@ -10,6 +10,7 @@ import (
 
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/trust"
+	"github.com/enginery/enginery/trust/sign"
 	"github.com/opencontainers/go-digest"
 	"github.com/sigstore/sigstore-go/pkg/testing/ca"
 )
@@ -22,7 +23,7 @@ var (
 
 // party is somebody with a key.
 type party struct {
-	*trust.Signer
+	*sign.Signer
 	public string
 }
 

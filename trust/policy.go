@@ -1,5 +1,5 @@
-// Package trust says who vouches for a version: it signs and attests, and decides by a policy whether enough of those who must have done so
-// have.
+// Package trust says who vouches for a version: it decides by a policy whether enough of those who must have done so have. Package sign below it
+// makes what it decides about.
 //
 // What is signed is the digest of a version's index. A release signature and a rebuilder's attestation are in-toto statements in sigstore
 // bundles (v0.3), attached to the index as OCI referrers, as cosign has them: cosign accepts ours, and we accept cosign's.

@@ -8,6 +8,7 @@ import (
 	"testing/fstest"
 
 	"github.com/enginery/enginery/trust"
+	"github.com/enginery/enginery/trust/sign"
 )
 
 func TestShippedPolicy(t *testing.T) {
@@ -21,9 +22,9 @@ func TestShippedPolicy(t *testing.T) {
 }
 
 // keyPair returns a new key pair, the public key as it stands in a policy.
-func keyPair(t testing.TB) (*trust.Signer, string) {
+func keyPair(t testing.TB) (*sign.Signer, string) {
 	t.Helper()
-	private, public, err := trust.GenerateKey([]byte("secret"))
+	private, public, err := sign.GenerateKey([]byte("secret"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +32,7 @@ func keyPair(t testing.TB) (*trust.Signer, string) {
 	if err := os.WriteFile(path, private, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s, err := trust.OpenSigner(t.Context(), path, func() ([]byte, error) { return []byte("secret"), nil })
+	s, err := sign.OpenKey(t.Context(), path, func() ([]byte, error) { return []byte("secret"), nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,29 +1,19 @@
 package trust
 
 import (
-	"fmt"
+	"crypto"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Vouched reports whether the evidence has a statement of that predicate type about a subject by the signer's own key. For a key that lives for
-// one signature there is none.
-func (s *Signer) Vouched(subject digest.Digest, predicateType string, evidence []Evidence) (bool, error) {
-	if s.options.CertificateProvider != nil {
-		return false, nil
-	}
-	w := witness{name: "self", key: &key{name: "self", public: s.keypair.GetPublicKey()}}
-	if w.key.public == nil {
-		return false, fmt.Errorf("the signer has no public key")
-	}
+// Vouched reports whether the evidence has a statement of that predicate type about a subject, signed by a key.
+func Vouched(public crypto.PublicKey, subject digest.Digest, predicateType string, evidence []Evidence) bool {
+	w := witness{name: "key", key: &key{name: "key", public: public}}
 	for _, e := range evidence {
 		b, predicate, err := open(e.Bundle)
-		if err != nil || predicate != predicateType {
-			continue
-		}
-		if w.check(b, Subject{Index: subject}, false, Options{}) == nil {
-			return true, nil
+		if err == nil && predicate == predicateType && w.check(b, Subject{Index: subject}, false, Options{}) == nil {
+			return true
 		}
 	}
-	return false, nil
+	return false
 }

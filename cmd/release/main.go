@@ -21,7 +21,7 @@ import (
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/publish"
 	"github.com/enginery/enginery/release"
-	"github.com/enginery/enginery/trust"
+	"github.com/enginery/enginery/trust/sign"
 )
 
 func main() {
@@ -59,7 +59,7 @@ func run(ctx context.Context) error {
 		if o.Key == "" {
 			return &options.UsageError{Reason: "no key to sign with: expected --key=FILE, a KMS reference, or --key=keyless; make a key with: go tool mage release:key NAME"}
 		}
-		s, err := trust.Open(ctx, o.Key, trust.Public)
+		s, err := sign.Open(ctx, o.Key, sign.Public)
 		if err != nil {
 			return err
 		}
@@ -72,11 +72,11 @@ func run(ctx context.Context) error {
 }
 
 func key(name string) error {
-	password, err := trust.AskPassword()
+	password, err := sign.AskPassword()
 	if err != nil {
 		return err
 	}
-	if err := trust.WriteKey(name, password); err != nil {
+	if err := sign.WriteKey(name, password); err != nil {
 		return err
 	}
 	fmt.Printf("wrote %[1]s.key, which is secret, and %[1]s.pub, for policies\n", name)

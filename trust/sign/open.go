@@ -1,4 +1,4 @@
-package trust
+package sign
 
 import (
 	"context"
@@ -19,10 +19,10 @@ var Public = Services{Fulcio: "https://fulcio.sigstore.dev", Rekor: "https://rek
 const KeylessRef = "keyless"
 
 // Open returns the signer that ref names: KeylessRef for an identity that the surroundings vouch for (a GitHub workflow, or SIGSTORE_ID_TOKEN),
-// certified and logged by services, or else a private key, see OpenSigner. The password of a key is COSIGN_PASSWORD, or asked for on the terminal.
+// certified and logged by services, or else a private key, see OpenKey. The password of a key is COSIGN_PASSWORD, or asked for on the terminal.
 func Open(ctx context.Context, ref string, services Services) (*Signer, error) {
 	if ref != KeylessRef {
-		return OpenSigner(ctx, ref, AskPassword)
+		return OpenKey(ctx, ref, AskPassword)
 	}
 	if !providers.Enabled(ctx) {
 		return nil, errors.New("nothing here vouches for an identity: expected a GitHub workflow with the permission id-token: write, or a token in SIGSTORE_ID_TOKEN")

@@ -1,4 +1,6 @@
-package trust
+// Package sign signs versions and statements about them: with keys in cosign's form or in a KMS, or without a key in the name of an identity. What
+// package trust decides about is made here.
+package sign
 
 import (
 	"bytes"
@@ -18,13 +20,14 @@ import (
 	"time"
 
 	"github.com/enginery/enginery/artifact"
+	"github.com/enginery/enginery/trust"
 	"github.com/opencontainers/go-digest"
 	"github.com/sigstore/cosign/v2/pkg/cosign"
 	"github.com/sigstore/cosign/v2/pkg/cosign/env"
 	cosignsignature "github.com/sigstore/cosign/v2/pkg/signature"
 	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
 	"github.com/sigstore/sigstore-go/pkg/root"
-	"github.com/sigstore/sigstore-go/pkg/sign"
+	sigstore "github.com/sigstore/sigstore-go/pkg/sign"
 	"github.com/sigstore/sigstore/pkg/cryptoutils"
 	"github.com/sigstore/sigstore/pkg/signature"
 	signatureoptions "github.com/sigstore/sigstore/pkg/signature/options"
@@ -45,13 +48,14 @@ func GenerateKey(password []byte) (private, public []byte, err error) {
 
 // Signer signs in somebody's name.
 type Signer struct {
-	keypair sign.Keypair
-	options sign.BundleOptions
+	keypair sigstore.Keypair
+	options sigstore.BundleOptions
 }
 
-// OpenSigner returns the signer of a private key: a file in the form of cosign.key, or a KMS reference or other URI as cosign takes them
-// (awskms://, gcpkms://, azurekms://, hashivault://, k8s://, env://). password is asked for that of a file.
-func OpenSigner(ctx context.Context, ref string, password func() ([]byte, error)) (*Signer, error) {
+// OpenKey returns the signer of a private key: a file in the form of cosign.key, or a KMS reference or other URI as cosign takes them
+// (awskms://, gcpkms://, azurekms://, hashivault://, k8s://, env://), of those KMS whose packages below sigstore/pkg/signature/kms the program
+// links. password is asked for that of a file.
+func OpenKey(ctx context.Context, ref string, password func() ([]byte, error)) (*Signer, error) {
 	if !strings.Contains(ref, "://") {
 		if _, err := os.Stat(ref); err != nil {
 			return nil, fmt.Errorf("opening the private key: %w; make one with: go tool mage release:key NAME", err)
@@ -76,16 +80,16 @@ type Services struct {
 
 // Keyless returns a signer with a key that lives for one signature, for which Fulcio certifies the identity in an OIDC token.
 func Keyless(token string, s Services) (*Signer, error) {
-	k, err := sign.NewEphemeralKeypair(nil)
+	k, err := sigstore.NewEphemeralKeypair(nil)
 	if err != nil {
 		return nil, err
 	}
 	if s.Fulcio == "" || s.Rekor == "" {
 		return nil, errors.New("signing without a key needs the addresses of Fulcio and Rekor")
 	}
-	signer := &Signer{keypair: k, options: sign.BundleOptions{
-		CertificateProvider:        sign.NewFulcio(&sign.FulcioOptions{BaseURL: s.Fulcio, Timeout: time.Minute, Retries: 2}),
-		CertificateProviderOptions: &sign.CertificateProviderOptions{IDToken: token},
+	signer := &Signer{keypair: k, options: sigstore.BundleOptions{
+		CertificateProvider:        sigstore.NewFulcio(&sigstore.FulcioOptions{BaseURL: s.Fulcio, Timeout: time.Minute, Retries: 2}),
+		CertificateProviderOptions: &sigstore.CertificateProviderOptions{IDToken: token},
 		TrustedRoot:                s.TrustedRoot,
 	}}
 	return signer.Logged(s), nil
@@ -94,19 +98,32 @@ func Keyless(token string, s Services) (*Signer, error) {
 // Logged returns a signer that also enters what it signs into a transparency log.
 func (s *Signer) Logged(services Services) *Signer {
 	logged := *s
-	logged.options.TransparencyLogs = []sign.Transparency{sign.NewRekor(&sign.RekorOptions{BaseURL: services.Rekor, Timeout: 90 * time.Second, Retries: 2})}
+	logged.options.TransparencyLogs = []sigstore.Transparency{sigstore.NewRekor(&sigstore.RekorOptions{BaseURL: services.Rekor, Timeout: 90 * time.Second, Retries: 2})}
 	return &logged
 }
 
-// PublicKey returns the signer's public key in PEM.
-func (s *Signer) PublicKey() (string, error) { return s.keypair.GetPublicKeyPem() }
+// PublicKey returns the signer's public key, or nil if it has another one for each signature.
+func (s *Signer) PublicKey() crypto.PublicKey {
+	if s.options.CertificateProvider != nil {
+		return nil
+	}
+	return s.keypair.GetPublicKey()
+}
+
+// Key returns what signs, for formats other than sigstore's. It is an error if the signer has another key for each signature.
+func (s *Signer) Key() (signature.Signer, error) {
+	if k, ok := s.keypair.(*keypair); ok {
+		return k.sv, nil
+	}
+	return nil, errors.New("this takes a key that stays: expected a file or a KMS reference, not keyless")
+}
 
 // Sign signs the digest of a version's index and returns a sigstore bundle: the statement that cosign sign makes.
 func (s *Signer) Sign(ctx context.Context, index digest.Digest) ([]byte, error) {
 	statement, err := json.Marshal(map[string]any{
 		"_type":         "https://in-toto.io/Statement/v1",
 		"subject":       []any{map[string]any{"digest": map[string]string{index.Algorithm().String(): index.Encoded()}}},
-		"predicateType": SignPredicate,
+		"predicateType": trust.SignPredicate,
 	})
 	if err != nil {
 		return nil, err
@@ -118,7 +135,7 @@ func (s *Signer) Sign(ctx context.Context, index digest.Digest) ([]byte, error) 
 func (s *Signer) Attest(ctx context.Context, statement []byte) ([]byte, error) {
 	options := s.options
 	options.Context = ctx
-	b, err := sign.Bundle(&sign.DSSEData{Data: statement, PayloadType: artifact.StatementType}, s.keypair, options)
+	b, err := sigstore.Bundle(&sigstore.DSSEData{Data: statement, PayloadType: artifact.StatementType}, s.keypair, options)
 	if err != nil {
 		return nil, fmt.Errorf("signing: %w", err)
 	}
