@@ -170,6 +170,18 @@ func (Release) Publish(ctx context.Context, id, ref string) error {
 	return released(ctx, "publish", id, ref)
 }
 
+// Root signs the newest root of trust of the release index, releaseindex/N.root.json, and begins the next one where releaseindex/roles.toml says
+// other things, or the newest is nearly out of date. For example: go tool mage release:root --key=root.key
+func (Release) Root(ctx context.Context) error {
+	return released(ctx, "root")
+}
+
+// Index publishes the next version of the release index to a repository: of manifests/ with its channels and what its policy revokes. For example:
+// go tool mage release:index HOST/NAME --key=release.key
+func (Release) Index(ctx context.Context, ref string) error {
+	return released(ctx, "index", ref)
+}
+
 // released runs cmd/release, which says why it is a program of its own.
 func released(ctx context.Context, args ...string) error {
 	dir, err := os.MkdirTemp("", "enginery-release-")

@@ -5,6 +5,8 @@
 //	release sign ID
 //	release attest ID
 //	release publish ID REF
+//	release root
+//	release index REF
 //
 // The options of the targets come in the environment (internal/options).
 package main
@@ -14,7 +16,9 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/internal/options"
@@ -38,11 +42,13 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if len(args) < 2 {
-		return &options.UsageError{Reason: "expected: release key NAME, sign ID, attest ID, or publish ID REF"}
-	}
-	if args[0] == "key" {
+	switch {
+	case len(args) == 2 && args[0] == "key":
 		return key(args[1])
+	case len(args) == 1 && args[0] == "root", len(args) == 2 && args[0] == "index":
+		return index(ctx, o, args[1:])
+	case len(args) < 2:
+		return &options.UsageError{Reason: "expected: release key NAME, sign ID, attest ID, publish ID REF, root, or index REF"}
 	}
 	store, err := cas.Open(o.Store)
 	if err != nil {
@@ -56,10 +62,7 @@ func run(ctx context.Context) error {
 	case args[0] == "publish" && len(args) == 3:
 		return publish.Send(ctx, w, args[1], args[2], os.Stdout)
 	case args[0] == "sign", args[0] == "attest":
-		if o.Key == "" {
-			return &options.UsageError{Reason: "no key to sign with: expected --key=FILE, a KMS reference, or --key=keyless; make a key with: go tool mage release:key NAME"}
-		}
-		s, err := sign.Open(ctx, o.Key, sign.Public)
+		s, err := signer(ctx, o.Key)
 		if err != nil {
 			return err
 		}
@@ -69,6 +72,35 @@ func run(ctx context.Context) error {
 		return publish.Attest(ctx, w, s, o.Builder, args[1], o.To, os.Stdout)
 	}
 	return &options.UsageError{Reason: fmt.Sprintf("unknown action %q", args[0])}
+}
+
+func signer(ctx context.Context, key string) (*sign.Signer, error) {
+	if key == "" {
+		return nil, &options.UsageError{Reason: "no key to sign with: expected --key=FILE, a KMS reference, or --key=keyless; make a key with: go tool mage release:key NAME"}
+	}
+	return sign.Open(ctx, key, sign.Public)
+}
+
+// indexDir is where roles.toml and the roots of trust of the release index are; recordsDir is what it is made of.
+const (
+	indexDir   = "releaseindex"
+	recordsDir = "manifests"
+)
+
+// index signs the root of trust of the release index, or publishes the index to a repository.
+func index(ctx context.Context, o options.Options, ref []string) error {
+	var signers []*sign.Signer
+	for key := range strings.SplitSeq(o.Key, ",") {
+		s, err := signer(ctx, key)
+		if err != nil {
+			return err
+		}
+		signers = append(signers, s)
+	}
+	if len(ref) == 0 {
+		return publish.Root(indexDir, signers, time.Now(), os.Stdout)
+	}
+	return publish.Index(ctx, indexDir, recordsDir, ref[0], signers, time.Now(), os.Stdout)
 }
 
 func key(name string) error {
