@@ -18,6 +18,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/internal/registrytest"
 	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/releaseindex"
@@ -149,8 +150,8 @@ func open(t testing.TB, ref string) repository.Repository {
 // node is what has a store.
 func (p *publisher) node(t testing.TB) (*releaseindex.Store, string) {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "state")
-	return releaseindex.Open(dir, p.roots[0]), dir
+	home := engines.Open(t.TempDir())
+	return releaseindex.Open(home, p.roots[0]), filepath.Join(home.Home(), "state")
 }
 
 // What is published in a registry, with or without the referrers API, or in a layout, a node accepts, and keeps.
@@ -421,7 +422,7 @@ func TestRotation(t *testing.T) {
 	if i, err := fresh.Refresh(t.Context(), []repository.Repository{repo}, noon); err != nil || i.Root != 2 {
 		t.Errorf("%+v, %v", i, err)
 	}
-	newer := releaseindex.Open(t.TempDir(), p.roots[1])
+	newer := releaseindex.Open(engines.Open(t.TempDir()), p.roots[1])
 	if i, err := newer.Refresh(t.Context(), []repository.Repository{repo}, noon); err != nil || i.Root != 2 {
 		t.Errorf("%+v, %v", i, err)
 	}
@@ -554,11 +555,11 @@ func TestDamagedState(t *testing.T) {
 		}
 	}
 	foreign := newPublisher(t)
-	other := releaseindex.Open(dir, foreign.roots[0])
+	other := releaseindex.Open(engines.Open(filepath.Dir(dir)), foreign.roots[0])
 	if _, err := other.Load(); !errors.Is(err, releaseindex.ErrSignature) {
 		t.Errorf("by another root: %v", err)
 	}
-	if _, err := releaseindex.Open(dir, []byte("{}")).Load(); err == nil || !strings.Contains(err.Error(), "no root.json of TUF") {
+	if _, err := releaseindex.Open(engines.Open(filepath.Dir(dir)), []byte("{}")).Load(); err == nil || !strings.Contains(err.Error(), "no root.json of TUF") {
 		t.Errorf("by no root: %v", err)
 	}
 }
@@ -582,7 +583,7 @@ func TestConcurrent(t *testing.T) {
 		readers.Go(func() {
 			var last int64
 			for ctx.Err() == nil {
-				i, err := releaseindex.Open(dir, p.roots[0]).Load()
+				i, err := releaseindex.Open(engines.Open(filepath.Dir(dir)), p.roots[0]).Load()
 				if err != nil || i.Version < last {
 					t.Errorf("%+v, %v after version %d", i, err, last)
 					return
@@ -593,7 +594,7 @@ func TestConcurrent(t *testing.T) {
 	}
 	for n := range 12 {
 		writers.Go(func() {
-			mine := releaseindex.Open(dir, p.roots[0])
+			mine := releaseindex.Open(engines.Open(filepath.Dir(dir)), p.roots[0])
 			want := int64(n%len(all) + 1)
 			i, err := mine.Refresh(t.Context(), all[want-1:want], noon)
 			if err != nil && !errors.Is(err, releaseindex.ErrRollback) || i == nil || i.Version < want {

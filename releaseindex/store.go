@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/internal/flock"
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/repository"
@@ -22,13 +23,16 @@ import (
 // Store is what a node has accepted as the release index: the file release-index.zip in the state of its home, with the channels of it, for the
 // launcher, in channels.toml beside it. Several processes may share it.
 type Store struct {
+	home *engines.Store
 	dir  string
 	root []byte
 }
 
-// Open returns the store in a folder. root is the root of trust, a TUF root.json, by which everything in it must be signed. Nothing is made or
+// Open returns the store of a home. root is the root of trust, a TUF root.json, by which everything in it must be signed. Nothing is made or
 // read yet.
-func Open(dir string, root []byte) *Store { return &Store{dir, root} }
+func Open(home *engines.Store, root []byte) *Store {
+	return &Store{home, filepath.Join(home.Home(), "state"), root}
+}
 
 const (
 	fileName = "release-index.zip"
@@ -162,5 +166,5 @@ func (s *Store) write(i, before *Index) error {
 	if now, err := os.ReadFile(path); err == nil && bytes.Equal(now, channels) {
 		return nil
 	}
-	return renameio.WriteFile(path, channels, 0o644)
+	return s.home.SetChannels(channels)
 }

@@ -3,7 +3,6 @@ package resolver
 import (
 	"context"
 	"errors"
-	"path/filepath"
 
 	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/releaseindex"
@@ -60,5 +59,5 @@ func (r *Resolver) Refresh(ctx context.Context) (*releaseindex.Index, error) {
 }
 
 func (r *Resolver) indexes() *releaseindex.Store {
-	return releaseindex.Open(filepath.Join(r.Home.Home(), "state"), []byte(r.Policy.Index.Root))
+	return releaseindex.Open(r.Home, []byte(r.Policy.Index.Root))
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/resolver"
 	"github.com/enginery/enginery/trust"
+	"github.com/enginery/enginery/trust/sign"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -33,7 +34,7 @@ const id, another = "agoric-upgrade-18", "agoric-upgrade-16"
 
 // party is somebody with a key.
 type party struct {
-	*trust.Signer
+	*sign.Signer
 	name, public string
 }
 
@@ -89,7 +90,7 @@ func create(t testing.TB) *world {
 		layout: filepath.Join(dir, "layout"), index: make(map[string]ocispec.Descriptor), signature: make(map[string][]byte), rebuilds: make(map[string]map[string][]byte),
 	}
 	for name, p := range map[string]*party{"release": &w.release, "alice": &w.alice, "bob": &w.bob, "carol": &w.carol, "other": &w.other} {
-		private, public, err := trust.GenerateKey([]byte("secret"))
+		private, public, err := sign.GenerateKey([]byte("secret"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -97,7 +98,7 @@ func create(t testing.TB) *world {
 		if err := os.WriteFile(path, private, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		s, err := trust.OpenSigner(t.Context(), path, func() ([]byte, error) { return []byte("secret"), nil })
+		s, err := sign.OpenKey(t.Context(), path, func() ([]byte, error) { return []byte("secret"), nil })
 		if err != nil {
 			t.Fatal(err)
 		}

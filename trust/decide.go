@@ -2,7 +2,9 @@ package trust
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -337,7 +339,7 @@ func (w *witness) foreign(b *bundle.Bundle, material keyMaterial) error {
 	if err != nil || content.PublicKey() == nil {
 		return errForeign
 	}
-	if hint, err := hint(w.key.public); err != nil || content.PublicKey().Hint() != hint {
+	if hint, err := KeyHint(w.key.public); err != nil || content.PublicKey().Hint() != hint {
 		return errForeign
 	}
 	return errors.New("the signature does not hold: it, or what was signed, has been changed")
@@ -438,4 +440,14 @@ func fingerprint(public crypto.PublicKey) (string, error) {
 		return "", err
 	}
 	return digest.FromBytes(der).Encoded(), nil
+}
+
+// KeyHint returns by what a bundle names a public key: the SHA-256 of its DER form, in base64 (as cosign and sigstore-go have it).
+func KeyHint(public crypto.PublicKey) (string, error) {
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256(der)
+	return base64.StdEncoding.EncodeToString(sum[:]), nil
 }

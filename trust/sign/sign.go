@@ -9,9 +9,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	"crypto/sha256"
-	"crypto/x509"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -168,21 +165,11 @@ func (k *keypair) GetSigningAlgorithm() protocommon.PublicKeyDetails {
 func (k *keypair) GetPublicKey() crypto.PublicKey { return k.public }
 
 func (k *keypair) GetHint() []byte {
-	h, err := hint(k.public)
+	h, err := trust.KeyHint(k.public)
 	if err != nil {
 		return nil
 	}
 	return []byte(h)
-}
-
-// hint returns by what a bundle names a public key: the SHA-256 of its DER form, in base64 (as cosign and sigstore-go have it).
-func hint(public crypto.PublicKey) (string, error) {
-	der, err := x509.MarshalPKIXPublicKey(public)
-	if err != nil {
-		return "", err
-	}
-	sum := sha256.Sum256(der)
-	return base64.StdEncoding.EncodeToString(sum[:]), nil
 }
 
 func (k *keypair) GetKeyAlgorithm() string {
