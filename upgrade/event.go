@@ -160,13 +160,15 @@ func clean(raw *json.RawMessage, texts ...*string) error {
 	return nil
 }
 
-// Rebuild makes the state out of all events that there were, in an empty store.
+// Rebuild makes the state out of all events that there were, in an empty store, or brings a store forward to which only the last events did
+// not come yet.
 func Rebuild(ctx context.Context, s Store, events iter.Seq2[Event, error]) error {
+	made := open(s)
 	for e, err := range events {
 		if err != nil {
 			return err
 		}
-		if err := (state{s}).apply(ctx, &e); err != nil {
+		if err := made.apply(ctx, &e); err != nil {
 			return fmt.Errorf("rebuilding from event %d, %s: %w", e.Seq, e.Type, err)
 		}
 	}
@@ -179,7 +181,7 @@ func (s state) apply(ctx context.Context, e *Event) error {
 	if e.Type == Initialized {
 		err = s.put("channels", engines.Channels{Legacy: e.Version, Current: e.Version})
 		if err == nil {
-			err = s.put("tally", Tally{})
+			err = keepPut(s, "tally", &s.known.tally, Tally{})
 		}
 	}
 	if err != nil {
@@ -192,7 +194,7 @@ func (s state) apply(ctx context.Context, e *Event) error {
 
 	switch e.Type {
 	case Initialized, SettingsChanged:
-		err = s.put("settings", e.Settings)
+		err = keepPut(s, "settings", &s.known.settings, *e.Settings)
 	case Adopted, Retired:
 		err = s.put("channels", e.Channels)
 	case PlanSwept:
@@ -210,7 +212,7 @@ func (s state) apply(ctx context.Context, e *Event) error {
 	if err != nil {
 		return err
 	}
-	return s.put("head", h)
+	return keepPut(s, "head", &s.known.head, h)
 }
 
 func (s state) applyToRollout(ctx context.Context, e *Event) error {

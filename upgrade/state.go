@@ -27,7 +27,19 @@ import (
 //	stale.ROLLOUT                                 its plan is to be removed
 //
 // A NUMBER is in 16 hexadecimal digits, so that the order of keys is that of numbers.
-type state struct{ Store }
+type state struct {
+	Store
+	known *known
+}
+
+// known is what is read so often that it is kept. It is as the store has it.
+type known struct {
+	head     *head
+	settings *Settings
+	tally    *Tally
+}
+
+func open(s Store) state { return state{s, new(known)} }
 
 // head is what changes with every event.
 type head struct {
@@ -67,7 +79,10 @@ func (t *Tally) of(s State) *int64 {
 
 func keyOf(parts ...string) string { return strings.Join(parts, ".") }
 
-func number(n int64) string { return fmt.Sprintf("%016x", n) }
+func number(n int64) string {
+	digits := strconv.FormatInt(n, 16)
+	return "0000000000000000"[len(digits):] + digits
+}
 
 func (s state) set(key, value string) error { return s.Set(Prefix+key, value) }
 
@@ -115,20 +130,39 @@ func (s state) after(ctx context.Context, prefix, key string) (string, error) {
 	return rest, nil
 }
 
-func (s state) head(ctx context.Context) (h head, err error) {
-	ok, err := s.read(ctx, "head", &h)
+// kept returns a value that is kept, or else reads and keeps it.
+func kept[T any](ctx context.Context, s state, key string, keep **T) (v T, err error) {
+	if *keep != nil {
+		return **keep, nil
+	}
+	ok, err := s.read(ctx, key, &v)
 	if err == nil && !ok {
 		err = ErrNotInitialized
 	}
-	return h, err
-}
-
-func (s state) settings(ctx context.Context) (v Settings, err error) {
-	ok, err := s.read(ctx, "settings", &v)
-	if err == nil && !ok {
-		err = ErrNotInitialized
+	if err == nil {
+		*keep = &v
 	}
 	return v, err
+}
+
+// keepPut writes a value that is kept.
+func keepPut[T any](s state, key string, keep **T, v T) error {
+	*keep = nil
+	err := s.put(key, v)
+	if err == nil {
+		*keep = &v
+	}
+	return err
+}
+
+func (s state) head(ctx context.Context) (head, error) { return kept(ctx, s, "head", &s.known.head) }
+
+func (s state) settings(ctx context.Context) (Settings, error) {
+	return kept(ctx, s, "settings", &s.known.settings)
+}
+
+func (s state) tally(ctx context.Context) (Tally, error) {
+	return kept(ctx, s, "tally", &s.known.tally)
 }
 
 func (s state) channels(ctx context.Context) (v engines.Channels, err error) {
@@ -137,11 +171,6 @@ func (s state) channels(ctx context.Context) (v engines.Channels, err error) {
 		err = ErrNotInitialized
 	}
 	return v, err
-}
-
-func (s state) tally(ctx context.Context) (t Tally, err error) {
-	_, err = s.read(ctx, "tally", &t)
-	return t, err
 }
 
 // rollout returns the rollout under way or the last one, or nil.
@@ -307,7 +336,7 @@ func (s state) putVat(ctx context.Context, h *head, old, v *Vat, e *Event) error
 	}
 	t.count(v, 1)
 	if t != was {
-		if err := s.put("tally", t); err != nil {
+		if err := keepPut(s, "tally", &s.known.tally, t); err != nil {
 			return err
 		}
 	}

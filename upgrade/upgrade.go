@@ -104,9 +104,10 @@ type Controller struct {
 	events []Event
 }
 
-// Open returns the controller of a block. Nothing is read yet.
+// Open returns the controller of a block. Nothing is read yet. A host that undoes what a controller has done, be it a part of a block, opens
+// another, and forgets the events of the first.
 func Open(s Store, host Host, height int64) *Controller {
-	return &Controller{s: state{s}, host: host, height: height}
+	return &Controller{s: open(s), host: host, height: height}
 }
 
 // Events returns what has happened since Open. The host keeps it: the log of all events is enough to rebuild the state.
