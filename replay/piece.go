@@ -385,6 +385,15 @@ func (p *player) load(ctx context.Context, e entry, i int) error {
 	if err != nil {
 		return err
 	}
+	// The worker may have given up before its end, where it shows whether it is what it should be.
+	whole, err := p.run.source.OpenSnapshot(ctx, *p.snapshot)
+	if err != nil {
+		return err
+	}
+	defer whole.Close()
+	if _, err := io.Copy(io.Discard, whole); err != nil {
+		return err
+	}
 	return &stop{Refused, fmt.Sprintf("%s does not load its heap snapshot %s: %s", p.run.engine.Version, p.snapshot.Hash, why)}
 }
 

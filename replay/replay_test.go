@@ -1,7 +1,11 @@
 package replay_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -71,5 +75,93 @@ func TestIdentical(t *testing.T) {
 			t.Errorf("%s", show(t, run.Spans))
 		}
 		t.Logf("%s %s: %d deliveries, %d spans, %.2f s", v.ID, run.Level, run.Deliveries, v.Spans, run.Seconds)
+	}
+}
+
+// With heap snapshots each span is a piece of its own, and nothing else changes.
+func TestIdenticalFromSnapshots(t *testing.T) {
+	t.Parallel()
+	s := open(t, storeWithHeaps(t))
+	for _, test := range []struct {
+		platform string
+		o        replay.Options
+	}{
+		{amd64, replay.Options{Vats: madeOf}},
+		{amd64, replay.Options{Vats: []string{"v5"}, KeepWorker: true, Start: replay.FromBundles}},
+		{"linux/arm64", replay.Options{Vats: []string{"v6"}}},
+	} {
+		t.Run(test.platform, func(t *testing.T) {
+			t.Parallel()
+			r := run(t, s, engine(t, swingsettest.Version, test.platform, recipes.Release), test.o)
+			for _, v := range r.Vats {
+				run := v.Runs[0]
+				if run.Level != replay.Identical || !run.Whole() {
+					t.Errorf("%s", show(t, run.Spans))
+				}
+				if n := len(run.Spans); test.o.Start == "" && !strings.HasPrefix(run.Spans[n-1].From, "snapshot ") {
+					t.Errorf("the last span of %s starts from %s", v.ID, run.Spans[n-1].From)
+				}
+			}
+		})
+	}
+}
+
+// The kernel's own heap snapshots, and all spans, archived or not: it takes minutes.
+func TestIdenticalAll(t *testing.T) {
+	if os.Getenv("ENGINERY_REPLAY_SOAK") == "" {
+		t.Skip("set ENGINERY_REPLAY_SOAK=1 to run the kernel, and replay all that it leaves on both platforms, from snapshots and from the start")
+	}
+	dir := swingsettest.Run(t)
+	s := open(t, filepath.Join(dir, "store"))
+	for _, platform := range []string{amd64, "linux/arm64"} {
+		e := engine(t, swingsettest.Version, platform, recipes.Release)
+		for _, start := range []replay.Start{replay.FromSnapshots, replay.FromBundles} {
+			r := run(t, s, e, replay.Options{Start: start})
+			if total := r.Totals(0); total.Level != replay.Identical || !total.Whole() {
+				t.Errorf("%s from %s: %s", platform, start, show(t, total))
+			}
+		}
+	}
+}
+
+// Other engines are told apart, where they part.
+func TestOtherEngines(t *testing.T) {
+	t.Parallel()
+	s := open(t, swingsettest.Store(t))
+	release := engine(t, swingsettest.Version, amd64, recipes.Release)
+	changed := *release
+	changed.Supervisor = bytes.ReplaceAll(release.Supervisor, []byte("'idCounters'"), []byte("'idCounterz'"))
+	if bytes.Equal(changed.Supervisor, release.Supervisor) {
+		t.Fatal("the supervisor has no idCounters")
+	}
+	for _, test := range []struct {
+		name    string
+		engine  *vat.Engine
+		own     bool // bundles
+		level   replay.Level
+		differs []replay.Dimension
+		at      int64 // first difference
+	}{
+		{"another worker, with the same engine", engine(t, "agoric-upgrade-16", amd64, recipes.Release), false, replay.Identical, nil, 0},
+		{"the debug worker, which counts otherwise", engine(t, swingsettest.Version, amd64, recipes.Debug), false, replay.SameBehaviour, []replay.Dimension{replay.Computrons}, 1},
+		{"another version's bundles", engine(t, "agoric-upgrade-18", amd64, recipes.Release), true, replay.Divergent, []replay.Dimension{replay.WrongSyscall, replay.ExtraSyscall, replay.Computrons, replay.HeapSnapshot}, 1},
+		{"a changed supervisor", &changed, true, replay.Divergent, []replay.Dimension{replay.WrongSyscall, replay.HeapSnapshot}, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := run(t, s, test.engine, replay.Options{Vats: []string{"v6"}, VersionBundles: test.own})
+			run := r.Vats[0].Runs[0]
+			if run.Level != test.level || !run.Whole() {
+				t.Errorf("expected %s: %s", test.level, show(t, run.Spans))
+			}
+			for _, d := range test.differs {
+				if run.Differences[d] == 0 {
+					t.Errorf("expected %s: %s", d, show(t, run.Spans))
+				}
+			}
+			if test.at != 0 && run.Spans[0].Listed[0].Position != test.at {
+				t.Errorf("expected a difference at item %d: %s", test.at, show(t, run.Spans))
+			}
+		})
 	}
 }

@@ -427,8 +427,8 @@ func sum(s string) string {
 // batch is what is read in one query, so that a node's writer never waits for who works on items.
 const batchItems, batchBytes = 256, 1 << 20
 
-// Items returns the items of a span in their order, and then an error if they are not all there (ErrPruned) or have not the span's hash
-// (*DamagedError): who has seen the end without an error has seen the true items. It may be ranged over more than once.
+// Items returns the items of a span in their order, and then an error if none of them is there (ErrPruned), or not all, or they have not
+// the span's hash (*DamagedError): who has seen the end without an error has seen the true items. It may be ranged over more than once.
 func (r *Reader) Items(ctx context.Context, s Span) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
 		hash := StartHash
@@ -470,7 +470,7 @@ func (r *Reader) batch(ctx context.Context, s Span, position int64) ([]Item, err
 			return nil, r.wrap(err, "reading %s", s)
 		}
 		if want := position + int64(len(items)); item.Position != want {
-			return nil, r.wrap(ErrPruned, "reading %s: item %d", s, want)
+			return nil, r.damaged(s.String(), fmt.Sprintf("item %d", want), fmt.Sprintf("item %d", item.Position))
 		}
 		if incarnation.Valid && incarnation.Int64 != s.Incarnation {
 			return nil, r.damaged(fmt.Sprintf("item %d of %s", item.Position, s), fmt.Sprintf("incarnation %d", s.Incarnation), strconv.FormatInt(incarnation.Int64, 10))
@@ -480,8 +480,12 @@ func (r *Reader) batch(ctx context.Context, s Span, position int64) ([]Item, err
 	if err := rows.Err(); err != nil {
 		return nil, r.wrap(err, "reading %s", s)
 	}
-	if len(items) == 0 {
+	switch {
+	case len(items) > 0:
+	case position == s.Start:
 		return nil, r.wrap(ErrPruned, "reading %s: item %d", s, position)
+	default:
+		return nil, r.damaged(s.String(), fmt.Sprintf("item %d", position), "the end")
 	}
 	return items, nil
 }

@@ -201,8 +201,8 @@ func TestDamage(t *testing.T) {
 	for _, test := range []struct{ name, change, want string }{
 		{"item", "UPDATE transcriptItems SET item = replace(item, 'ok', 'kk') WHERE vatID = 'v3' AND position = 40", "span 32-59 of v3 is damaged: expected hash"},
 		{"order", "UPDATE transcriptItems SET position = CASE position WHEN 40 THEN -41 ELSE -40 END WHERE vatID = 'v3' AND position IN (40, 41); UPDATE transcriptItems SET position = -position WHERE position < 0", "span 32-59 of v3 is damaged: expected hash"},
-		{"missing item", "DELETE FROM transcriptItems WHERE vatID = 'v3' AND position = 40", "reading span 32-59 of v3: item 40: pruned from the store"},
-		{"last item", "DELETE FROM transcriptItems WHERE vatID = 'v3' AND position = 201", "reading span 194-202 of v3: item 201: pruned"},
+		{"missing item", "DELETE FROM transcriptItems WHERE vatID = 'v3' AND position = 40", "span 32-59 of v3 is damaged: expected item 40, found item 41"},
+		{"last item", "DELETE FROM transcriptItems WHERE vatID = 'v3' AND position = 201", "span 194-202 of v3 is damaged: expected item 201, found the end"},
 		{"incarnation of an item", "UPDATE transcriptItems SET incarnation = 1 WHERE vatID = 'v3' AND position = 40", "expected incarnation 0, found 1"},
 		{"hash", "UPDATE transcriptSpans SET hash = replace(hash, 'a', 'b') WHERE vatID = 'v4' AND startPos = 0", "span 0-5 of v4 is damaged"},
 		{"span", "DELETE FROM transcriptSpans WHERE vatID = 'v4' AND startPos = 32", "expected a span that starts at 32, found 59"},

@@ -1,0 +1,187 @@
+package replay_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/enginery/enginery/internal/swingsettest"
+	"github.com/enginery/enginery/recipes"
+	"github.com/enginery/enginery/replay"
+	"github.com/enginery/enginery/replay/transcripts"
+	"github.com/enginery/enginery/vat"
+)
+
+// childEnv has the test program replay, and be killed.
+const childEnv = "ENGINERY_REPLAY_CHILD"
+
+type child struct {
+	Store, Cache, Version, Worker string
+	Protocol                      int
+}
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(childEnv); text != "" {
+		var c child
+		if err := json.Unmarshal([]byte(text), &c); err != nil {
+			panic(err)
+		}
+		s, err := transcripts.Open(context.Background(), c.Store)
+		if err != nil {
+			panic(err)
+		}
+		e := &vat.Engine{Version: c.Version}
+		e.Worker.Path, e.Worker.Protocol = c.Worker, c.Protocol
+		_, err = replay.Run(context.Background(), s, e, replay.Options{Vats: madeOf, Cache: c.Cache, Jobs: 2, Observe: func(e replay.Event) {
+			if e.Kind == replay.Finished {
+				fmt.Println(e.Vat, e.Start)
+			}
+		}})
+		fmt.Println("end", err)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func report(t testing.TB, r *replay.Report) string {
+	t.Helper()
+	b, err := json.Marshal(r.WithoutTimes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// The same input gives the same report: with any number of jobs, killed at any moment and started again, or known already.
+func TestSameReport(t *testing.T) {
+	t.Parallel()
+	path := storeWithHeaps(t)
+	s := open(t, path)
+	e := engine(t, swingsettest.Version, amd64, recipes.Release)
+	want := report(t, run(t, s, e, replay.Options{Vats: madeOf, Jobs: 1}))
+	t.Run("jobs", func(t *testing.T) {
+		t.Parallel()
+		if got := report(t, run(t, s, e, replay.Options{Vats: madeOf, Jobs: 5})); got != want {
+			t.Errorf("with 5 jobs:\n%s\nwith one:\n%s", got, want)
+		}
+	})
+	t.Run("killed", func(t *testing.T) {
+		t.Parallel()
+		c := child{path, t.TempDir(), e.Version, e.Worker.Path, e.Worker.Protocol}
+		text, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, after := range []int{0, 1, 4} { // spans
+			cmd := exec.CommandContext(t.Context(), os.Args[0])
+			cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			lines := bufio.NewScanner(out)
+			for n := 0; n < after && lines.Scan(); n++ {
+				if strings.HasPrefix(lines.Text(), "end") {
+					t.Errorf("it ended before it was killed: %s", lines.Text())
+				}
+			}
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		cached, started := 0, 0
+		o := replay.Options{Vats: madeOf, Cache: c.Cache, Observe: func(e replay.Event) {
+			switch {
+			case e.Kind == replay.Started:
+				started++
+			case e.Kind == replay.Finished && e.Cached:
+				cached++
+			}
+		}}
+		if got := report(t, run(t, s, e, o)); got != want {
+			t.Errorf("after it was killed:\n%s\nundisturbed:\n%s", got, want)
+		}
+		if cached == 0 {
+			t.Error("nothing was known")
+		}
+		t.Logf("%d spans were known, %d were replayed", cached, started)
+		started = 0
+		if got := report(t, run(t, s, e, o)); got != want || started > 0 {
+			t.Errorf("%d spans were replayed again, and the report is\n%s\nexpected\n%s", started, got, want)
+		}
+	})
+	t.Run("cancelled", func(t *testing.T) {
+		t.Parallel()
+		stop := errors.New("stop")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		o := replay.Options{Vats: madeOf, Observe: func(e replay.Event) {
+			if e.Kind == replay.Started {
+				cancel(stop)
+			}
+		}}
+		if r, err := replay.Run(ctx, s, e, o); !errors.Is(err, stop) || r != nil {
+			t.Errorf("%v, %v", r, err)
+		}
+	})
+}
+
+// What is no source, or is cut off, is an error, and there is no report.
+func TestNoSource(t *testing.T) {
+	t.Parallel()
+	whole := readFile(t, swingsettest.Store(t))
+	e := &vat.Engine{Version: "none"}
+	e.Worker.Path = os.Args[0]
+	for _, test := range []struct {
+		name, file string
+		content    []byte
+		want       string
+	}{
+		{"empty", "x", nil, "not a swing-store"},
+		{"garbage", "x", []byte(strings.Repeat("garbage ", 1000)), "not a swing-store"},
+		{"a database of something else", "x", func() []byte {
+			path := t.TempDir() + "/other.sqlite"
+			db := newDatabase(t, path)
+			if _, err := db.Exec("CREATE TABLE t (a)"); err != nil {
+				t.Fatal(err)
+			}
+			db.Close()
+			return readFile(t, path)
+		}(), "not a swing-store: it has no table kvStore"},
+		{"a database cut off", "x", whole[:len(whole)/2], "damaged or cut off"},
+		{"half a page", "x", whole[:2000], "damaged or cut off"},
+		{"JSON of something else", "x", []byte("{\"a\":1}\n{\"a\":2}\n"), "nor a slog or transcript"},
+		{"half a line", "x", []byte(`{"type":"create-vat","vatID":"v1"`), "unexpected end of JSON input"},
+		{"gzip cut off", "x", []byte("\x1f\x8b\x08\x00\x00\x00"), "EOF"},
+		{"an export of nothing", "export-manifest.json", []byte(`{"artifacts":[]}`), "names no data"},
+		{"an export that leads out", "export-manifest.json", []byte(`{"data":"../x","artifacts":[]}`), "outside"},
+		{"an export without its data", "export-manifest.json", []byte(`{"data":"x","artifacts":[]}`), "no such file"},
+		{"no JSON", "export-manifest.json", []byte("x"), "export-manifest.json: invalid"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			path := t.TempDir()
+			if err := os.WriteFile(path+"/"+test.file, test.content, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if test.file == "x" {
+				path += "/x"
+			}
+			s, err := transcripts.Open(t.Context(), path)
+			if err == nil {
+				defer s.Close()
+				_, err = replay.Run(t.Context(), s, e, replay.Options{})
+			}
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), path) {
+				t.Errorf("%v; expected %q", err, test.want)
+			}
+		})
+	}
+}
