@@ -17,6 +17,7 @@
 package engines
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -28,6 +29,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/enginery/enginery/internal/flock"
 )
@@ -307,14 +309,15 @@ func (s *Store) write(ctx context.Context, e Engine, record []byte, dir string, 
 
 // Verify reads all files of the engine and returns a *DamagedError if one is not what was installed.
 func (e *Engine) Verify() error {
-	for _, name := range []string{WorkerName, DebugWorkerName, LockdownName, SupervisorName, ConfigName} {
+	var files sync.WaitGroup
+	errs := make([]error, 5)
+	for i, name := range []string{WorkerName, DebugWorkerName, LockdownName, SupervisorName, ConfigName} {
 		if f, ok := e.files()[name]; ok {
-			if err := f.Verify(); err != nil {
-				return err
-			}
+			files.Go(func() { errs[i] = f.Verify() })
 		}
 	}
-	return nil
+	files.Wait()
+	return cmp.Or(errs...)
 }
 
 // Hold keeps the engine's files from being removed by GC until release is called or the process ends.

@@ -340,3 +340,19 @@ func BenchmarkStart(b *testing.B) {
 	b.ReportMetric(median(launched)-median(direct), "added-ms")
 	b.ReportMetric(0, "ns/op")
 }
+
+// The launcher is started as often as a worker is, so it links nothing that it does not need then.
+func TestLinksLittle(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pkg := range strings.Fields(string(out)) {
+		for _, heavy := range []string{"github.com/sigstore/", "github.com/google/go-containerregistry/", "net/http", "google.golang.org/protobuf"} {
+			if strings.HasPrefix(pkg, heavy) {
+				t.Errorf("it links %s", pkg)
+			}
+		}
+	}
+}

@@ -1,5 +1,5 @@
-// An unmodified @agoric/xsnap host: what it starts is the launcher. It prints, for each worker name given, what the worker did and the
-// digest of the program that its process is.
+// An unmodified @agoric/xsnap host: what it starts is the launcher. It runs a worker of each name given, all at the same time, and prints what
+// each did and the digests of the programs that its processes were.
 import '@endo/init/debug.js';
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -34,8 +34,9 @@ const start = async (name, options = {}) => {
 };
 
 const results = {};
-for (const name of process.argv.slice(2)) {
-  const first = await start(name);
+const names = process.argv.slice(2);
+const running = await Promise.all(names.map(name => start(name)));
+const use = async (name, first) => {
   await first.worker.evaluate(`
     globalThis.count = 41;
     globalThis.handleCommand = message => {
@@ -65,5 +66,6 @@ for (const name of process.argv.slice(2)) {
     snapshot: createHash('sha256').update(Buffer.concat(snapshot)).digest('hex'),
     ended,
   };
-}
+};
+await Promise.all(names.map((name, i) => use(name, running[i])));
 console.log(JSON.stringify(results));
