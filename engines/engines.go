@@ -109,11 +109,14 @@ func (e *Engine) files() map[string]*File {
 // ErrNotInstalled says that a node does not have a version.
 var ErrNotInstalled = errors.New("not installed")
 
-// CheckVersion returns an error if a version ID cannot be one.
+// ErrVersion says that a version ID cannot be one.
+var ErrVersion = errors.New("expected lower-case letters, digits, dots and dashes")
+
+// CheckVersion returns an error that is ErrVersion if a version ID cannot be one.
 func CheckVersion(version string) error {
 	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
 	if len(version) == 0 || len(version) > 128 || !strings.Contains(letters, version[:1]) || strings.Trim(version, letters+".-") != "" {
-		return fmt.Errorf("version ID %q: expected lower-case letters, digits, dots and dashes", version)
+		return fmt.Errorf("version ID %q: %w", version, ErrVersion)
 	}
 	return nil
 }

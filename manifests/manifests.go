@@ -186,6 +186,35 @@ func IDs() []string {
 	return files
 }
 
+// Place is where a file stands in the records.
+type Place struct {
+	Version  string `json:"version"`
+	Platform string `json:"platform"`
+	Title    string `json:"title"`
+}
+
+func (p Place) String() string { return fmt.Sprintf("%s of %s for %s", p.Title, p.Version, p.Platform) }
+
+// Find returns the places of a file, by its digest, in the records that came with the program: sorted by version, platform and title.
+func Find(digest string) ([]Place, error) {
+	var places []Place
+	for _, id := range IDs() {
+		m, err := Load(id)
+		if err != nil {
+			return nil, err
+		}
+		for _, platform := range slices.Sorted(maps.Keys(m.Platforms)) {
+			files := m.Platforms[platform].Files
+			for _, title := range slices.Sorted(maps.Keys(files)) {
+				if files[title] == digest {
+					places = append(places, Place{id, platform, title})
+				}
+			}
+		}
+	}
+	return places, nil
+}
+
 // JSON returns the file's content.
 func (m *Manifest) JSON() ([]byte, error) {
 	b, err := json.MarshalIndent(m, "", "  ")

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -29,11 +30,13 @@ type Resolver struct {
 	Home        *engines.Store
 	Policy      *trust.Policy
 	Sources     []string             // see repository.Open; the policy's if empty
-	TrustedRoot root.TrustedMaterial // of sigstore, where the policy needs it; may be nil
+	TrustedRoot root.TrustedMaterial // of sigstore; nil: that of the home (trusted_root.json) or of the public deployment, if the policy needs it
 	Platform    string               // e.g. "linux/amd64"; this machine's if empty
 	Manifests   fs.FS                // records that win over those of the release index and of the program, as ID.json; may be nil
 	Now         func() time.Time     // time.Now if nil
 	Patience    time.Duration        // with a registry that does not answer, see repository.Patience; 30 seconds if 0
+
+	rootMu sync.Mutex // guards TrustedRoot
 }
 
 // Options say how to resolve a version.
@@ -96,6 +99,9 @@ type version struct {
 // refuses what the others have, it is an *UnavailableError that wraps the refusal. What must be fetched, while the policy has a release index, waits
 // for one that has not expired: the errors of Refresh.
 func (r *Resolver) Resolve(ctx context.Context, name string, o Options) (*engines.Engine, error) {
+	if err := r.giveChannels(); err != nil {
+		return nil, err
+	}
 	k, err := r.known()
 	if err != nil {
 		return nil, err
@@ -125,6 +131,7 @@ func (r *Resolver) Resolve(ctx context.Context, name string, o Options) (*engine
 			return nil, err
 		}
 	}
+	r.prepare(ctx)
 	return r.fetch(ctx, v)
 }
 
@@ -157,16 +164,24 @@ func (r *Resolver) version(k knowledge, name string, o Options) (*version, error
 	return v, nil
 }
 
-// channels returns the node's channels, and gives it those that ship if it has none.
+// channels returns the node's channels, or those that ship if it has none.
 func (r *Resolver) channels() (engines.Channels, error) {
 	c, err := r.Home.Channels()
-	if !errors.Is(err, engines.ErrNoChannels) {
-		return c, err
+	if errors.Is(err, engines.ErrNoChannels) {
+		return engines.ParseChannels("channels.toml", manifests.Channels)
+	}
+	return c, err
+}
+
+// giveChannels gives the node the channels that ship if it has none: the launcher knows no others.
+func (r *Resolver) giveChannels() error {
+	if _, err := r.Home.Channels(); !errors.Is(err, engines.ErrNoChannels) {
+		return nil // an error of it shows when they are needed
 	}
 	if err := r.Home.SetChannels(manifests.Channels); err != nil && !readOnly(err) {
-		return c, fmt.Errorf("giving %s its channels: %w", r.Home.Home(), err)
+		return fmt.Errorf("giving %s its channels: %w", r.Home.Home(), err)
 	}
-	return engines.ParseChannels("channels.toml", manifests.Channels)
+	return nil
 }
 
 // manifest returns the record of a version.
@@ -201,6 +216,8 @@ func (r *Resolver) now() time.Time {
 }
 
 func (r *Resolver) options() trust.Options {
+	r.rootMu.Lock()
+	defer r.rootMu.Unlock()
 	return trust.Options{Time: r.now(), TrustedRoot: r.TrustedRoot}
 }
 

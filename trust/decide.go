@@ -97,7 +97,7 @@ func (d *Decision) Err() error {
 	return &RefusedError{d}
 }
 
-// WriteTable writes the decision for people.
+// WriteTable writes the decision for people: what is required, whether it is met, by whom, and why not.
 func (d *Decision) WriteTable(out io.Writer) error {
 	verdict := "trusted"
 	if !d.OK {
@@ -106,13 +106,19 @@ func (d *Decision) WriteTable(out io.Writer) error {
 	fmt.Fprintf(out, "%s  %s  %s\n", d.Version, d.Index, verdict)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, r := range d.Requirements {
-		mark := "met"
+		mark, by := "met", strings.Join(r.By, ", ")
+		if by == "" {
+			by = "-"
+		}
 		if !r.Met {
 			mark = "NOT MET"
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", r.Name, mark, r.Need, strings.Join(r.By, ", "))
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", r.Name, mark, by, r.Need)
+		if r.Met {
+			continue
+		}
 		for _, p := range r.Problems {
-			fmt.Fprintf(w, "\t\t%s\t\n", p)
+			fmt.Fprintf(w, "\t\t\t%s\n", p)
 		}
 	}
 	return w.Flush()

@@ -19,3 +19,6 @@ func completeVersions(_ *cobra.Command, args []string, _ string) ([]cobra.Comple
 	}
 	return left, cobra.ShellCompDirectiveNoFileComp
 }
+
+// completeTOML completes the name of a TOML file.
+var completeTOML = cobra.FixedCompletions([]cobra.Completion{"toml"}, cobra.ShellCompDirectiveFilterFileExt)

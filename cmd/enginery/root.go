@@ -17,7 +17,12 @@ import (
 
 // commands make the subcommands, in the order in which help lists them. Each stands in a file of its own.
 var commands = []func(*app) *cobra.Command{
-	pinCommand, unpinCommand,
+	fetchCommand, prefetchCommand, verifyCommand, statusCommand,
+	pinCommand, unpinCommand, gcCommand,
+	linkCommand, unlinkCommand,
+	mirrorCommand, serveCommand,
+	runCommand, replCommand,
+	policyCommand,
 	versionCommand,
 }
 
@@ -27,9 +32,6 @@ type app struct {
 	asJSON bool   // --json
 	quiet  bool   // --quiet
 }
-
-// engines returns the engines that the node has. Nothing is read yet.
-func (a *app) engines() *engines.Store { return engines.Open(a.home) }
 
 // print writes a command's result: v as JSON if that is asked for, and otherwise what text writes.
 func (a *app) print(cmd *cobra.Command, v any, text func(out io.Writer) error) error {
@@ -71,6 +73,7 @@ func execute(ctx context.Context, args []string) int {
 }
 
 func (a *app) root() *cobra.Command {
+	cobra.EnableCommandSorting = false
 	root := &cobra.Command{
 		Use:   "enginery",
 		Short: "verified XS engines for nodes, by version",
