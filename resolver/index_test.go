@@ -1,0 +1,160 @@
+package resolver_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/enginery/enginery/engines"
+	"github.com/enginery/enginery/manifests"
+	"github.com/enginery/enginery/releaseindex"
+	"github.com/enginery/enginery/repository"
+	"github.com/enginery/enginery/resolver"
+	"github.com/enginery/enginery/trust"
+	"github.com/sigstore/sigstore/pkg/signature"
+)
+
+// newer is a version that was released after this program was built: the bits of id, by another name.
+const newer = "agoric-upgrade-99"
+
+// indexed publishes release indexes in the world's name.
+type indexed struct {
+	roles *releaseindex.Roles
+	root  []byte
+	key   signature.Signer
+}
+
+func newIndexed(t *testing.T, w *world) *indexed {
+	t.Helper()
+	roles, err := releaseindex.ParseRoles("roles.toml", []byte("schema = 1\n[root]\nkeys = [\"k\"]\ndays = 365\n[targets]\nkeys = [\"k\"]\ndays = 90\n[timestamp]\nkeys = [\"k\"]\ndays = 14\n"),
+		fstest.MapFS{"k": {Data: []byte(w.release.public)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := w.release.Key()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := roles.SignRoot(nil, []signature.Signer{key}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &indexed{roles, c.Root, key}
+}
+
+// publish publishes an index of what ships, newer, channels and revocations.
+func (x *indexed) publish(t *testing.T, to, current string, now time.Time, revoked ...trust.Revocation) {
+	t.Helper()
+	repo := open(t, to)
+	targets := map[string][]byte{releaseindex.ChannelsName: fmt.Appendf(nil, "legacy = %q\ncurrent = %q\n", another, current)}
+	for _, v := range []string{id, another, newer} {
+		m, err := manifests.Load(strings.ReplaceAll(v, newer, id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Version = v
+		if targets[v+".json"], err = m.JSON(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var err error
+	if targets[releaseindex.RevokedName], err = trust.FormatRevocations(revoked); err != nil {
+		t.Fatal(err)
+	}
+	previous, err := releaseindex.Published(t.Context(), repo, [][]byte{x.root})
+	if err != nil && !errors.Is(err, releaseindex.ErrNone) {
+		t.Fatal(err)
+	}
+	i, err := x.roles.Update(previous, [][]byte{x.root}, targets, []signature.Signer{x.key}, now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := releaseindex.Push(t.Context(), repo, i); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A node learns of a version from the release index, and of one that is revoked; an old index and an expired one are refused, and what is stored stays.
+func TestReleaseIndex(t *testing.T) {
+	t.Parallel()
+	w := made(t)
+	x := newIndexed(t, w)
+	for name, registry := range registries(t) {
+		repo := registry + "/engines"
+		w.publish(t, repo, id, w.good(id)...)
+		w.publish(t, repo, another, w.good(another)...)
+		r := w.node(t, repo)
+		r.Policy = parse(t, w.policyText(2, "", "[index]\nroot = '''"+string(x.root)+"'''\n"))
+		now := time.Now()
+		r.Now = func() time.Time { return now }
+
+		// There is none: nothing that would have to be fetched is.
+		if _, err := r.Resolve(t.Context(), id, resolver.Options{}); !errors.Is(err, releaseindex.ErrNone) {
+			t.Errorf("%s: resolved without an index: %v", name, err)
+		}
+		if i, err := r.Index(); i != nil || err != nil {
+			t.Errorf("%s: %v, %v", name, i, err)
+		}
+		x.publish(t, repo, id, now)
+		if _, err := r.Resolve(t.Context(), "current", resolver.Options{}); err != nil { // refreshes by itself
+			t.Fatalf("%s: %v", name, err)
+		}
+		installed(t, r.Home, id)
+		old := "oci:" + t.TempDir()
+		if _, err := repository.Copy(t.Context(), open(t, repo), open(t, old), releaseindex.Tag); err != nil {
+			t.Fatal(err)
+		}
+
+		// A newer one brings a version that the program does not know.
+		x.publish(t, repo, newer, now)
+		if _, err := r.Resolve(t.Context(), newer, resolver.Options{}); !errors.As(err, new(*engines.NotInServiceError)) {
+			t.Errorf("%s: resolved before it was known: %v", name, err)
+		}
+		if i, err := r.Refresh(t.Context()); err != nil || i.Version != 2 {
+			t.Fatalf("%s: %+v, %v", name, i, err)
+		}
+		e, err := r.Resolve(t.Context(), "current", resolver.Options{})
+		if err != nil || e.Version != newer || e.Index != w.index[id].Digest.String() {
+			t.Fatalf("%s: %+v, %v", name, e, err)
+		}
+
+		// An old index is replayed.
+		r.Sources = []string{old}
+		if i, err := r.Refresh(t.Context()); !errors.Is(err, releaseindex.ErrRollback) || i == nil || i.Version != 2 {
+			t.Errorf("%s: an old index: %+v, %v", name, i, err)
+		}
+		if _, err := r.Resolve(t.Context(), "current", resolver.Options{}); err != nil {
+			t.Errorf("%s: what is stored, after an old index: %v", name, err)
+		}
+
+		// The registry shows the same for ever.
+		r.Sources = []string{repo}
+		now = now.AddDate(0, 0, 15)
+		if i, err := r.Refresh(t.Context()); !errors.Is(err, releaseindex.ErrExpired) || i == nil || i.Version != 2 {
+			t.Errorf("%s: a frozen index: %+v, %v", name, i, err)
+		}
+		if e, err := r.Resolve(t.Context(), "current", resolver.Options{}); err != nil || e.Version != newer {
+			t.Errorf("%s: what is stored, after a frozen index: %v", name, err)
+		}
+		if _, err := r.Resolve(t.Context(), "legacy", resolver.Options{}); !errors.Is(err, releaseindex.ErrExpired) {
+			t.Errorf("%s: fetched by a frozen index: %v", name, err)
+		}
+
+		// What is revoked is refused, stored or not.
+		x.publish(t, repo, id, now, trust.Revocation{Digest: w.index[another].Digest, Reason: "miscompiled"})
+		if _, err := r.Resolve(t.Context(), "legacy", resolver.Options{}); !errors.As(err, new(*trust.RefusedError)) || !strings.Contains(err.Error(), "revoked: miscompiled") {
+			t.Errorf("%s: revoked: %v", name, err)
+		}
+		if _, err := r.Resolve(t.Context(), id, resolver.Options{Offline: true}); err != nil {
+			t.Errorf("%s: what is stored, after another was revoked: %v", name, err)
+		}
+		if _, err := os.Stat(filepath.Join(r.Home.Home(), "versions", another)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: what is revoked reached the store: %v", name, err)
+		}
+	}
+}
