@@ -70,11 +70,10 @@ func (e *export) open() error {
 	if e.data, err = inside(manifest.Data); err != nil {
 		return err
 	}
-	// A later line wins over an earlier one with the same key, and null removes it.
+	// A later line wins over an earlier one with the same key, and null removes it. A vat's current span is under transcript.VAT.current.
 	spans, snapshots := make(map[string]swingstore.Span), make(map[string]swingstore.Snapshot)
 	if err := e.each(func(key string, value *string) error {
 		switch part, rest, _ := strings.Cut(key, "."); {
-		case strings.HasSuffix(key, ".current"):
 		case part == "kv" && ofVats(rest):
 			if delete(e.kv, rest); value != nil {
 				e.kv[rest] = *value
@@ -87,7 +86,7 @@ func (e *export) open() error {
 				}
 				spans[key] = s
 			}
-		case part == "snapshot":
+		case part == "snapshot" && !strings.HasSuffix(rest, ".current"):
 			if delete(snapshots, key); value != nil {
 				s, err := parseSnapshot(*value)
 				if err != nil {
