@@ -23,6 +23,8 @@ var commands = []func(*app) *cobra.Command{
 	mirrorCommand, serveCommand,
 	runCommand, replCommand,
 	policyCommand,
+	pinCommand, unpinCommand,
+	upgradeCommand,
 	versionCommand,
 }
 
