@@ -72,7 +72,8 @@ type Task struct {
 	r     *Reporter
 	name  string
 	total int64
-	steps bool // it counts steps, not bytes
+	steps bool          // it counts steps, not bytes
+	note  func() string // nil: there is nothing more to say
 	start time.Time
 	bar   *mpb.Bar
 
@@ -87,20 +88,25 @@ const logInterval = 30 * time.Second
 
 // Start begins a task of total bytes, or of unknown size if total is 0.
 func Start(ctx context.Context, name string, total int64) *Task {
-	return start(ctx, name, total, false)
+	return start(ctx, name, total, false, nil)
 }
 
 // StartSteps begins a task of total steps.
 func StartSteps(ctx context.Context, name string, total int) *Task {
-	return start(ctx, name, int64(total), true)
+	return start(ctx, name, int64(total), true, nil)
 }
 
-func start(ctx context.Context, name string, total int64, steps bool) *Task {
+// StartNoted begins a task of total steps, or of unknown length if total is 0, that has more to say: note is asked whenever the task is shown.
+func StartNoted(ctx context.Context, name string, total int, note func() string) *Task {
+	return start(ctx, name, int64(total), true, note)
+}
+
+func start(ctx context.Context, name string, total int64, steps bool, note func() string) *Task {
 	r, ok := ctx.Value(key{}).(*Reporter)
 	if !ok {
 		return nil
 	}
-	t := &Task{r: r, name: name, total: total, steps: steps, start: time.Now()}
+	t := &Task{r: r, name: name, total: total, steps: steps, note: note, start: time.Now()}
 	if r.bars == nil {
 		t.tick = time.NewTicker(logInterval)
 		t.stop = make(chan struct{})
@@ -108,15 +114,20 @@ func start(ctx context.Context, name string, total int64, steps bool) *Task {
 		return t
 	}
 	left := mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR))
+	more := func(decorators ...decor.Decorator) mpb.BarOption {
+		if note != nil {
+			decorators = append(decorators, decor.Any(func(decor.Statistics) string { return "  " + note() }))
+		}
+		return mpb.AppendDecorators(decorators...)
+	}
 	if total > 0 {
 		counters := decor.Counters(decor.SizeB1024(0), "% .1f / % .1f")
 		if steps {
 			counters = decor.CountersNoUnit("%d of %d")
 		}
-		t.bar = r.bars.New(total, mpb.BarStyle(), left, mpb.AppendDecorators(counters), mpb.BarRemoveOnComplete())
+		t.bar = r.bars.New(total, mpb.BarStyle(), left, more(counters), mpb.BarRemoveOnComplete())
 	} else {
-		t.bar = r.bars.New(1, mpb.SpinnerStyle(), left,
-			mpb.AppendDecorators(decor.Elapsed(decor.ET_STYLE_GO)), mpb.BarRemoveOnComplete())
+		t.bar = r.bars.New(1, mpb.SpinnerStyle(), left, more(decor.Elapsed(decor.ET_STYLE_GO)), mpb.BarRemoveOnComplete())
 	}
 	return t
 }
@@ -131,13 +142,17 @@ func (t *Task) log() {
 			done := t.done
 			t.mu.Unlock()
 			elapsed := time.Since(t.start).Round(time.Second)
+			note := ""
+			if t.note != nil {
+				note = ", " + t.note()
+			}
 			switch {
-			case t.steps:
-				t.r.logf("%s: %d of %d (%v)", t.name, done, t.total, elapsed)
+			case t.steps && t.total > 0:
+				t.r.logf("%s: %d of %d%s (%v)", t.name, done, t.total, note, elapsed)
 			case t.total > 0:
 				t.r.logf("%s: %.1f of %.1f MiB (%v)", t.name, float64(done)/(1<<20), float64(t.total)/(1<<20), elapsed)
 			default:
-				t.r.logf("%s: %v", t.name, elapsed)
+				t.r.logf("%s: %v%s", t.name, elapsed, note)
 			}
 		}
 	}
@@ -175,20 +190,33 @@ func (r *reader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Done ends the task. Failures are for the caller to report; they only end the bar.
-func (t *Task) Done(err error) {
+// Drop ends the task, of whose end nobody has to know.
+func (t *Task) Drop() {
 	if t == nil {
 		return
 	}
 	if t.tick != nil {
 		t.tick.Stop()
 		close(t.stop)
-	} else if err != nil {
+	} else {
 		t.bar.Abort(true)
+	}
+}
+
+// Done ends the task. Failures are for the caller to report; they only end the bar.
+func (t *Task) Done(err error) {
+	if t == nil {
+		return
+	}
+	if err != nil {
+		t.Drop()
+		return
+	}
+	if t.tick != nil {
+		t.tick.Stop()
+		close(t.stop)
 	} else {
 		t.bar.SetTotal(-1, true)
 	}
-	if err == nil {
-		t.r.logf("%s: done (%v)", t.name, time.Since(t.start).Round(10*time.Millisecond))
-	}
+	t.r.logf("%s: done (%v)", t.name, time.Since(t.start).Round(10*time.Millisecond))
 }

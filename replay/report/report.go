@@ -1,0 +1,23 @@
+// Package report shows what came of replaying transcripts: as a page for reviewers, as JSON, as JUnit XML for CI, as text, and live while it
+// goes on.
+package report
+
+import (
+	"encoding/json"
+	"io"
+
+	"github.com/enginery/enginery/replay"
+)
+
+// WriteJSON writes a report as docs/replay-report.schema.json says.
+func WriteJSON(w io.Writer, r *replay.Report) error { return writeJSON(w, r) }
+
+// WriteClassification writes a classification as docs/replay-classification.schema.json says.
+func WriteClassification(w io.Writer, c *replay.Classification) error { return writeJSON(w, c) }
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
