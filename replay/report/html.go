@@ -171,7 +171,7 @@ func newDifference(d replay.Difference) difference {
 	var expected, got int64
 	if d.Dimension == replay.Computrons {
 		if n, err := fmt.Sscan(d.Expected+" "+d.Got, &expected, &got); n == 2 && err == nil {
-			v.Change = change(expected, got)
+			v.Change = changed(expected, got)
 		}
 	}
 	v.Lines = diffOf(d)

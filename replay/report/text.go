@@ -62,7 +62,7 @@ func WriteText(w io.Writer, r *replay.Report) error {
 	return b.Flush()
 }
 
-// shownText is how many differences WriteText shows of a vat.
+// shownText is how many differences, and reasons why a span was not replayed, are shown of a vat.
 const shownText = 3
 
 // differencesOf writes what differs of a vat in a column, or nothing.
@@ -75,12 +75,12 @@ func differencesOf(run replay.VatRun) string {
 	}
 	var b strings.Builder
 	fmt.Fprintln(&b, what)
-	shown := 0
-	reason := ""
+	shown, reasons := 0, 0
 	for _, s := range run.Spans {
-		if s.Reason != "" && s.Reason != reason {
-			fmt.Fprintf(&b, "  span %d %s: %s\n", s.Start, s.Outcome, visible(s.Reason))
-			reason = s.Reason
+		if s.Reason != "" {
+			if reasons++; reasons <= shownText {
+				fmt.Fprintf(&b, "  span %d %s: %s\n", s.Start, s.Outcome, visible(s.Reason))
+			}
 		}
 		for _, d := range s.Listed {
 			if shown++; shown <= shownText {
@@ -88,8 +88,8 @@ func differencesOf(run replay.VatRun) string {
 			}
 		}
 	}
-	if shown > shownText {
-		fmt.Fprintf(&b, "  and %s more; --report writes a page with them\n", humanize.Comma(int64(shown-shownText)))
+	if more := max(0, shown-shownText) + max(0, reasons-shownText); more > 0 {
+		fmt.Fprintf(&b, "  and %s more; --report writes a page with them\n", humanize.Comma(int64(more)))
 	}
 	return b.String()
 }

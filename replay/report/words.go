@@ -68,8 +68,8 @@ func ratio(got, expected int64) string {
 	return strconv.FormatFloat(r, 'f', digits, 64)
 }
 
-// change writes the way from a number to another.
-func change(from, to int64) string {
+// changed writes the way from a number to another.
+func changed(from, to int64) string {
 	if from == 0 {
 		return ""
 	}
