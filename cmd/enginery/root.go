@@ -23,7 +23,6 @@ var commands = []func(*app) *cobra.Command{
 	mirrorCommand, serveCommand,
 	runCommand, replCommand,
 	policyCommand,
-	pinCommand, unpinCommand,
 	upgradeCommand,
 	versionCommand,
 }
