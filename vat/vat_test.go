@@ -2,7 +2,9 @@ package vat
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -227,5 +229,151 @@ func TestVat(t *testing.T) {
 			v = begin()
 			wantCall(t, s, v, "sum", `[]`, `"+14"`)
 		})
+	}
+}
+
+// The version is recorded with worker options, transcript and heap snapshots of an incarnation; a vat without one is a legacy vat, of which no
+// word is written.
+func TestEngineRecorded(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "store.sqlite"))
+	v := New(Options{ID: "v1", Host: results{}, Engines: only(engine(t, older, "linux/amd64"), engine(t, newer, "linux/amd64")), SnapshotInitial: 2})
+	defer v.Close()
+	id := add(t, s, swingsettest.Bundles(t, "ledger-1")[0])[0]
+	check := func(want string) {
+		t.Helper()
+		record, err := s.Vat(t.Context(), "v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		spans, err := s.Spans(t.Context(), "v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		snapshot, err := s.SnapshotInUse(t.Context(), "v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var item string
+		for _, span := range spans {
+			for i, err := range s.Items(t.Context(), span) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if strings.HasPrefix(string(i.Text), `{"d":["initialize-worker"`) {
+					item = string(i.Text)
+				}
+			}
+		}
+		inItem := strings.Contains(item, `"engine"`)
+		if last := spans[len(spans)-1]; record.Options.WorkerOptions.Engine != want || last.Engine != want || snapshot.Engine != want || inItem != (want != "") ||
+			inItem && !strings.Contains(item, `"engine":"`+want+`"`) {
+			t.Errorf("options %s, %+v, %+v, %s; expected version %q", record.RawOptions, last, snapshot, item, want)
+		}
+	}
+	if r := create(t, s, v, Incarnation{BundleID: id}); !r.Kept || r.Snapshot == nil {
+		t.Fatalf("%+v", r)
+	}
+	check("")
+	for line := range strings.Lines(dump(t, s)) {
+		if !strings.HasPrefix(line, "bundles") && strings.Contains(line, "engine") {
+			t.Errorf("the store of a legacy vat has a word of an engine: %s", line)
+		}
+	}
+	for _, version := range []string{newer, older, ""} {
+		if r := upgrade(t, s, v, Incarnation{Engine: version, BundleID: id}); !r.Kept {
+			t.Fatalf("%+v", r)
+		}
+		check(version)
+	}
+}
+
+// A heap snapshot is not loaded by an engine whose description does not have the version that wrote it. The refusal names both.
+func TestSnapshotRefused(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "store.sqlite"))
+	es := []*Engine{engine(t, older, "linux/amd64"), engine(t, newer, "linux/amd64")}
+	es[0].LoadsSnapshotsOf = []string{older}
+	o := Options{ID: "v1", Host: results{}, Engines: only(es...), SnapshotInitial: 2}
+	v := New(o)
+	defer v.Close()
+	id := add(t, s, swingsettest.Bundles(t, "ledger-1")[0])[0]
+	r := create(t, s, v, Incarnation{Engine: newer, BundleID: id})
+	if r.Snapshot == nil {
+		t.Fatalf("%+v", r)
+	}
+	v.Close()
+	// The span after it is said to be another version's.
+	if err := s.Update(func(tx *swingstore.Tx) error { return tx.SetEngine("v1", r.Snapshot.Position+1, older) }); err != nil {
+		t.Fatal(err)
+	}
+	same := unchanged(t, s)
+	_, err := v.Crank(t.Context(), s, message("p-60", "sum", "[]"))
+	var refused *SnapshotRefusedError
+	if !errors.As(err, &refused) || refused.Writer != newer || refused.Engine != older || refused.Hash != r.Snapshot.Hash {
+		t.Fatalf("%v", err)
+	}
+	if text := err.Error(); !strings.Contains(text, older) || !strings.Contains(text, newer) {
+		t.Errorf("%v does not name both", err)
+	}
+	same()
+	es[0].LoadsSnapshotsOf = []string{older, newer}
+	wantCall(t, s, v, "sum", "[]", `"+0"`)
+}
+
+// A vat whose transcript its engine does not follow is not brought back.
+func TestReplayDiffers(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ name, from, to, want string }{
+		{"computrons", `"computrons":`, `"computrons":1`, "computrons is "},
+		{"a syscall", `["vatstoreGet","idCounters"]`, `["vatstoreGet","idCounter"]`, `syscall 0 is ["vatstoreGet","idCounters"], expected ["vatstoreGet","idCounter"]`},
+		{"one too many", `"sc":[{"s":["vatstoreGet","idCounters"],"r":["ok",null]},`, `"sc":[`, "syscall 0 is"},
+		{"the status", `"r":{"status":"ok","metering"`, `"r":{"status":"error","metering"`, "the status is ok"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s, v := start(t, "ledger-1", Incarnation{}, func(o *Options) { o.SnapshotInitial = 100 })
+			v.Close()
+			rewrite(t, s, 1, func(item string) string { return strings.Replace(item, test.from, test.to, 1) })
+			_, err := v.Crank(t.Context(), s, message("p-60", "sum", "[]"))
+			var differs *ReplayError
+			if !errors.As(err, &differs) || differs.Position != 1 || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, expected %q", err, test.want)
+			}
+		})
+	}
+}
+
+// rewrite changes an item of the first span, and the hash of the span.
+func rewrite(t testing.TB, s *swingstore.Store, position int64, f func(string) string) {
+	t.Helper()
+	span, err := s.Current(t.Context(), "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, changed := swingstore.StartHash, ""
+	for item, err := range s.Items(t.Context(), span) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := string(item.Text)
+		if item.Position == position {
+			if changed = f(text); changed == text {
+				t.Fatalf("the item stays %s", text)
+			}
+			text = changed
+		}
+		hash = swingstore.NextHash(hash, []byte(text))
+	}
+	db, err := sql.Open("sqlite", "file:"+s.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("UPDATE transcriptItems SET item = ? WHERE position = ?", changed, position); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Exec("UPDATE transcriptSpans SET hash = ?", hash); err != nil {
+		t.Fatal(err)
 	}
 }
