@@ -279,6 +279,7 @@ func (s *Store) write(ctx context.Context, e Engine, record []byte, dir string, 
 	if err := os.WriteFile(filepath.Join(aside, recordName), record, 0o444); err != nil {
 		return err
 	}
+	var executables []string
 	for name, f := range e.files() {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -291,6 +292,9 @@ func (s *Store) write(ctx context.Context, e Engine, record []byte, dir string, 
 		if err := errors.Join(os.Chmod(f.Path, mode), f.Verify()); err != nil {
 			return err
 		}
+		if mode == 0o555 {
+			executables = append(executables, f.Path)
+		}
 	}
 	entries, err := os.ReadDir(aside)
 	if err != nil {
@@ -301,6 +305,11 @@ func (s *Store) write(ctx context.Context, e Engine, record []byte, dir string, 
 			return fmt.Errorf("%s is no file of an engine", entry.Name())
 		}
 		if err := syncFile(filepath.Join(aside, entry.Name())); err != nil {
+			return err
+		}
+	}
+	for _, path := range executables {
+		if err := errors.Join(writeMidstates(path), syncFile(path+midstatesSuffix)); err != nil {
 			return err
 		}
 	}

@@ -556,6 +556,74 @@ func TestSelect(t *testing.T) {
 	check("x", env(VersionEnv, "u18"), "", "", "current is missing")
 }
 
+// What midstates say must hold, and without them it goes as well.
+func TestMidstates(t *testing.T) {
+	for _, size := range []int{1, stride - 1, stride, stride + 1, 3 * stride, 5*stride + 100} {
+		content := make([]byte, size)
+		for i := range content {
+			content[i] = byte(rand.Uint32())
+		}
+		f := describe(content)
+		f.Path = filepath.Join(t.TempDir(), "f")
+		write(t, f.Path, string(content))
+		if err := writeMidstates(f.Path); err != nil {
+			t.Fatal(err)
+		}
+		verified := func(content []byte) bool { return f.verified(bytes.NewReader(content), int64(len(content))) }
+		if !verified(content) {
+			t.Errorf("%d bytes: not verified", size)
+		}
+		open := func(fine bool) {
+			t.Helper()
+			m, err := f.Open()
+			if err == nil {
+				m.Close()
+			}
+			var damaged *DamagedError
+			if fine && err != nil || !fine && !errors.As(err, &damaged) {
+				t.Errorf("%d bytes: opened: %v; want fine: %v", size, err, fine)
+			}
+		}
+		states, err := os.ReadFile(f.Path + midstatesSuffix)
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.Chmod(f.Path+midstatesSuffix, 0o644)
+		for _, at := range []int{0, size / 2, size - 1} {
+			bad := bytes.Clone(content)
+			bad[at] ^= 1
+			if verified(bad) || verified(bad[1:]) {
+				t.Errorf("%d bytes: verified with another at %d", size, at)
+			}
+			write(t, f.Path, string(bad))
+			open(false)
+			// Whoever changes the file can change its midstates.
+			if err := errors.Join(os.Remove(f.Path+midstatesSuffix), writeMidstates(f.Path)); err != nil {
+				t.Fatal(err)
+			}
+			open(false)
+		}
+		write(t, f.Path, string(content))
+		for i := 0; i < len(states); i += 27 {
+			bad := bytes.Clone(states)
+			bad[i] ^= 1
+			os.Chmod(f.Path+midstatesSuffix, 0o644)
+			write(t, f.Path+midstatesSuffix, string(bad))
+			if verified(content) {
+				t.Errorf("%d bytes: verified by other midstates", size)
+			}
+		}
+		open(true)
+		os.Chmod(f.Path+midstatesSuffix, 0o644)
+		write(t, f.Path+midstatesSuffix, "x")
+		open(true)
+		if err := os.Remove(f.Path + midstatesSuffix); err != nil {
+			t.Fatal(err)
+		}
+		open(true)
+	}
+}
+
 func BenchmarkOpen(b *testing.B) {
 	content := make([]byte, 2_922_464) // a worker's size
 	for i := range content {
@@ -567,12 +635,19 @@ func BenchmarkOpen(b *testing.B) {
 	}
 	f := describe(content)
 	f.Path = path
-	b.SetBytes(f.Size)
-	for b.Loop() {
-		m, err := f.Open()
-		if err != nil {
+	for _, name := range []string{"without midstates", "with midstates"} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(f.Size)
+			for b.Loop() {
+				m, err := f.Open()
+				if err != nil {
+					b.Fatal(err)
+				}
+				m.Close()
+			}
+		})
+		if err := writeMidstates(path); err != nil {
 			b.Fatal(err)
 		}
-		m.Close()
 	}
 }
