@@ -129,8 +129,8 @@ func Attest(ctx context.Context, w *release.Workshop, s *sign.Signer, builder, i
 	return nil
 }
 
-// Send copies a version from the workshop's layout to a repository, with all that refers to it, and tags it with its ID. It must have been
-// signed.
+// Send copies a version from the workshop's layout to a repository, with all that refers to it, and tags it with its ID. It must have a release
+// signature; whose, is for the policies of others to judge.
 func Send(ctx context.Context, w *release.Workshop, id, ref string, out io.Writer) error {
 	v, repo, err := recorded(ctx, w, id)
 	if err != nil {
@@ -141,7 +141,7 @@ func Send(ctx context.Context, w *release.Workshop, id, ref string, out io.Write
 		return err
 	}
 	evidence = slices.DeleteFunc(evidence, func(e trust.Evidence) bool { return e.Bundle == nil })
-	if len(evidence) == 0 {
+	if !slices.ContainsFunc(evidence, func(e trust.Evidence) bool { return e.Predicate() == trust.SignPredicate }) {
 		return fmt.Errorf("not published: %s is %w; sign it: go tool mage release:sign %s", id, ErrUnsigned, id)
 	}
 	to, err := repository.Open(ref)

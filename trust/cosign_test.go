@@ -99,8 +99,8 @@ func TestCosign(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		must("verify", "--new-bundle-format", "--insecure-ignore-tlog", "--trusted-root", "root.json", "--key", "ours.pub", ref)
-		if out := must("verify-attestation", "--new-bundle-format", "--insecure-ignore-tlog", "--trusted-root", "root.json", "--key", "ours.pub", "--type", "slsaprovenance1", ref); !strings.Contains(out, "payload") {
+		must("verify", "--insecure-ignore-tlog", "--trusted-root", "root.json", "--key", "ours.pub", ref)
+		if out := must("verify-attestation", "--insecure-ignore-tlog", "--trusted-root", "root.json", "--key", "ours.pub", "--type", "slsaprovenance1", ref); !strings.Contains(out, "payload") {
 			t.Errorf("%s: cosign verify-attestation says %s", name, out)
 		}
 		if out, err := run("verify", "--new-bundle-format", "--insecure-ignore-tlog", "--trusted-root", "root.json", "--key", "theirs.pub", ref); err == nil {

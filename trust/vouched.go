@@ -17,3 +17,12 @@ func Vouched(public crypto.PublicKey, subject digest.Digest, predicateType strin
 	}
 	return false
 }
+
+// Predicate returns the predicate type that the evidence claims to have a statement of, or "".
+func (e Evidence) Predicate() string {
+	_, predicate, err := open(e.Bundle)
+	if err != nil {
+		return ""
+	}
+	return predicate
+}

@@ -66,6 +66,9 @@ func run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if o.Log {
+			s = s.Logged(sign.Public)
+		}
 		if args[0] == "sign" {
 			return publish.Sign(ctx, w, s, args[1], os.Stdout)
 		}

@@ -20,6 +20,7 @@ type Options struct {
 	Jobs          int    // --jobs, ENGINERY_JOBS: CPUs to use; 0 means all
 	Key           string // --key, ENGINERY_KEY: private key to sign with
 	JSON          bool   // --json: print results for machines
+	Log           bool   // --log, ENGINERY_LOG=1: enter signatures into the transparency log
 	Layout        string // --layout, ENGINERY_LAYOUT: OCI layout that receives artifacts
 	SourceMirror  string // --source-mirror, ENGINERY_SOURCE_MIRROR: folder of bare git repositories
 	Store         string // --store, ENGINERY_STORE: content-addressed store
@@ -35,7 +36,7 @@ func (e *UsageError) Error() string { return e.Reason }
 // ExitStatus is the status with which Mage ends.
 func (e *UsageError) ExitStatus() int { return 2 }
 
-var names = []string{"builder", "jobs", "json", "key", "layout", "source-mirror", "store", "to", "toolchain-from"}
+var names = []string{"builder", "jobs", "json", "key", "layout", "log", "source-mirror", "store", "to", "toolchain-from"}
 
 // Parse takes the options out of a command line, wherever they stand, and returns the rest. Options are --name=value or
 // --name value.
@@ -47,6 +48,7 @@ func Parse(args []string, optional []string, known func(word string) bool) (Opti
 		Layout:        cmp.Or(os.Getenv("ENGINERY_LAYOUT"), filepath.Join("out", "oci")),
 		Builder:       os.Getenv("ENGINERY_BUILDER"),
 		Key:           os.Getenv("ENGINERY_KEY"),
+		Log:           os.Getenv("ENGINERY_LOG") == "1",
 		SourceMirror:  os.Getenv("ENGINERY_SOURCE_MIRROR"),
 		ToolchainFrom: os.Getenv("ENGINERY_TOOLCHAIN_FROM"),
 	}
@@ -71,11 +73,11 @@ func Parse(args []string, optional []string, known func(word string) bool) (Opti
 		if !slices.Contains(names, name) {
 			return Options{}, nil, &UsageError{fmt.Sprintf("unknown option --%s; the options are --%s", name, strings.Join(names, ", --"))}
 		}
-		if name == "json" {
+		if flag, ok := map[string]*bool{"json": &o.JSON, "log": &o.Log}[name]; ok {
 			if hasValue {
-				return Options{}, nil, &UsageError{"--json takes no value"}
+				return Options{}, nil, &UsageError{fmt.Sprintf("--%s takes no value", name)}
 			}
-			o.JSON = true
+			*flag = true
 			continue
 		}
 		if !hasValue {
@@ -154,6 +156,9 @@ func (o Options) Environ() ([]string, error) {
 			}
 		}
 		env = append(env, "ENGINERY_KEY="+key)
+	}
+	if o.Log {
+		env = append(env, "ENGINERY_LOG=1")
 	}
 	if o.Jobs > 0 {
 		env = append(env, fmt.Sprintf("ENGINERY_JOBS=%d", o.Jobs))

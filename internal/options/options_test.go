@@ -32,9 +32,10 @@ func TestParse(t *testing.T) {
 		{args: "build:all --jobs=0", err: "--jobs=0: expected a number of CPUs, 1 or more"},
 		{args: "build:all --jobs", err: "--jobs needs a value"},
 		{args: "build:all --store=", err: "--store needs a value"},
-		{args: "build:all --mirror=/m", err: "unknown option --mirror; the options are --builder, --jobs, --json, --key, --layout, --source-mirror, --store, --to, --toolchain-from"},
+		{args: "build:all --mirror=/m", err: "unknown option --mirror; the options are --builder, --jobs, --json, --key, --layout, --log, --source-mirror, --store, --to, --toolchain-from"},
 		{args: "build:all --source-mirror=/nonexistent", err: "the source mirror (--source-mirror, ENGINERY_SOURCE_MIRROR) is not a folder: open /nonexistent: no such file or directory"},
 		{args: "build:all --json=yes", err: "--json takes no value"},
+		{args: "release:sign a --log --key=k", want: Options{Key: "k", Log: true, Layout: "out/oci", Store: "/s", SourceMirror: "/etc"}, rest: "release:sign a"},
 	} {
 		got, rest, err := Parse(strings.Fields(test.args), optional, known)
 		if err != nil || test.err != "" {
