@@ -273,6 +273,15 @@ func Bench(ctx context.Context) error {
 	return sh(ctx, "go", "test", "-run=^$", "-bench=.", "-benchtime=3x", "-timeout=60m", "./...")
 }
 
+// Install compiles enginery and the launcher, xsnap-worker, into the folder of go install: GOBIN, or bin in GOPATH. They are static: other
+// machines of this platform need nothing else.
+func Install(ctx context.Context) error {
+	if err := sh(ctx, "env", "CGO_ENABLED=0", "go", "install", "-trimpath", "./cmd/enginery", "./cmd/xsnap-worker"); err != nil {
+		return err
+	}
+	return sh(ctx, "go", "list", "-f", "{{.Target}}", "./cmd/enginery", "./cmd/xsnap-worker")
+}
+
 // Lint runs gofmt, go vet and staticcheck.
 func Lint(ctx context.Context) error {
 	out, err := exec.CommandContext(ctx, "gofmt", "-l", ".").Output()
@@ -322,7 +331,7 @@ var optional = []string{"check:engines", "check:golden", "check:reproducible", "
 func init() {
 	known := func(word string) bool {
 		switch strings.ToLower(word) {
-		case "bench", "lint", "sim", "test":
+		case "bench", "install", "lint", "sim", "test":
 			return true
 		}
 		return strings.Contains(word, ":")

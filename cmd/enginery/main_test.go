@@ -2,8 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"math/big"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +28,9 @@ import (
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/internal/exit"
 	"github.com/enginery/enginery/internal/registrytest"
+	"github.com/enginery/enginery/publish"
 	"github.com/enginery/enginery/release"
+	"github.com/enginery/enginery/releaseindex"
 	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/trust"
 	"github.com/enginery/enginery/trust/sign"
@@ -52,7 +61,10 @@ const legacy, current, archival = "agoric-upgrade-18", "agoric-upgrade-22", "ago
 // rebuilt them.
 type world struct{ built, signed string }
 
-var making sync.Mutex
+var (
+	making   sync.Mutex
+	password = []byte("secret")
+)
 
 // makeWorld returns the world.
 func makeWorld(t testing.TB) *world {
@@ -67,7 +79,6 @@ func makeWorld(t testing.TB) *world {
 	versions, err := shop.BuildAvailable(t.Context(), legacy, current, archival)
 	must(t, err)
 	signers := make(map[string]*sign.Signer)
-	password := []byte("secret")
 	for _, name := range []string{"release", "alice", "bob"} {
 		key := filepath.Join(dir, name)
 		must(t, sign.WriteKey(key, password))
@@ -294,4 +305,115 @@ func TestReadOnlyHome(t *testing.T) {
 			t.Errorf("%s: status %d, want %d and %q\n%s", test.args, status, test.status, test.want, out)
 		}
 	}
+}
+
+// TestReleaseIndex has a node learn the channels from a signed index, which comes with the versions through a mirror; and refuse one that has expired.
+func TestReleaseIndex(t *testing.T) {
+	t.Parallel()
+	w := makeWorld(t)
+	signer, err := sign.OpenKey(t.Context(), filepath.Join(dir, "release.key"), func() ([]byte, error) { return password, nil })
+	must(t, err)
+	roles, records, layout, home := t.TempDir(), t.TempDir(), "oci:"+filepath.Join(t.TempDir(), "layout"), t.TempDir()
+	pub, err := os.ReadFile(filepath.Join(dir, "release.pub"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(roles, "release.pub"), pub, 0o644))
+	must(t, os.WriteFile(filepath.Join(roles, "roles.toml"), []byte(`schema = 1
+[root]
+keys = ["release.pub"]
+days = 365
+[targets]
+keys = ["release.pub"]
+days = 90
+[timestamp]
+keys = ["release.pub"]
+days = 14
+`), 0o644))
+	must(t, os.CopyFS(records, os.DirFS("../../manifests")))
+	must(t, os.WriteFile(filepath.Join(records, "channels.toml"), fmt.Appendf(nil, "legacy = %q\ncurrent = %q\n", archival, legacy), 0o644))
+	signers := []*sign.Signer{signer}
+	publishAt := func(now time.Time, ref string) {
+		must(t, publish.Root(roles, signers, now, io.Discard))
+		must(t, publish.Index(t.Context(), roles, records, ref, signers, now, io.Discard))
+	}
+	publishAt(time.Now(), layout)
+	if status, out := run(t.Context(), t, home, "mirror", "oci:"+w.signed, layout); status != 0 {
+		t.Fatalf("status %d\n%s", status, out)
+	}
+	mirror := registrytest.StartDistribution(t) + "/mirror"
+	w.node(t, home, mirror)
+	root, err := os.ReadFile(filepath.Join(roles, "1.root.json"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(home, "1.root.json"), root, 0o644))
+	own, err := os.ReadFile(filepath.Join(home, "policy.toml"))
+	must(t, err)
+	must(t, os.WriteFile(filepath.Join(home, "policy.toml"), append(own, "[index]\nroot-file = \"1.root.json\"\n"...), 0o644))
+
+	expired := "oci:" + filepath.Join(t.TempDir(), "expired")
+	publishAt(time.Now().AddDate(0, 0, -30), expired)
+	for _, test := range []struct {
+		args   []string
+		status int
+		want   string
+	}{
+		{[]string{"status"}, 0, "none was accepted yet"},
+		{[]string{"mirror", layout, mirror}, 0, releaseindex.Tag},
+		{[]string{"fetch", "current", "--from", expired}, exit.Different, "the release index has expired"},
+		{[]string{"prefetch"}, 0, legacy + "  linux"},
+		{[]string{"status"}, 0, "version 1, good until"},
+		{[]string{"status"}, 0, "legacy   " + archival + "  stored"},
+		{[]string{"status", "--json"}, 0, `"expired": false`},
+		{[]string{"prefetch", "--from", expired}, 0, "going on with the release index of version 1"},
+	} {
+		if status, out := run(t.Context(), t, home, test.args...); status != test.status || !strings.Contains(out, test.want) {
+			t.Fatalf("%s: status %d, want %d and %q\n%s", test.args, status, test.status, test.want, out)
+		}
+	}
+}
+
+// TestServe has nodes fetch from enginery serve, with TLS and without, until Ctrl-C ends it with exit status 0.
+func TestServe(t *testing.T) {
+	w := makeWorld(t)
+	for _, flags := range [][]string{nil, {"--cert", filepath.Join(dir, "tls.pem"), "--key", filepath.Join(dir, "tls.key")}} {
+		if flags != nil {
+			certify(t, flags[1], flags[3])
+		}
+		cmd := exec.CommandContext(t.Context(), "enginery", append([]string{"serve", w.signed, "127.0.0.1:0", "--json"}, flags...)...)
+		out, err := cmd.StdoutPipe()
+		must(t, err)
+		cmd.Stderr = os.Stderr
+		must(t, cmd.Start())
+		var started struct{ Address string }
+		must(t, json.NewDecoder(out).Decode(&started))
+		scheme, address, _ := strings.Cut(started.Address, "://")
+		if (scheme == "https") != (flags != nil) {
+			t.Errorf("%s with %v", started.Address, flags)
+		}
+		home := t.TempDir()
+		w.node(t, home, address+"/any/name")
+		t.Setenv("SSL_CERT_FILE", filepath.Join(dir, "tls.pem"))
+		if status, out := run(t.Context(), t, home, "fetch", current); status != 0 {
+			t.Errorf("status %d\n%s", status, out)
+		}
+		must(t, cmd.Process.Signal(os.Interrupt))
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("serve ended with %v", err)
+		}
+	}
+}
+
+// certify writes a certificate of 127.0.0.1 and its key.
+func certify(t testing.TB, certFile, keyFile string) {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	must(t, err)
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA: true, BasicConstraintsValid: true,
+	}
+	cert, err := x509.CreateCertificate(nil, template, template, public, private)
+	must(t, err)
+	key, err := x509.MarshalPKCS8PrivateKey(private)
+	must(t, err)
+	must(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600))
+	must(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
 }

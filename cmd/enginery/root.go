@@ -132,6 +132,7 @@ func prepare(cmd *cobra.Command, started *bool) {
 			if len(args) == 0 {
 				return fmt.Errorf("%s needs a subcommand", cmd.CommandPath())
 			}
+			cmd.SuggestionsMinimumDistance = 2
 			hint := ""
 			if names := cmd.SuggestionsFor(args[0]); len(names) > 0 {
 				hint = "; did you mean " + strings.Join(names, ", ") + "?"
