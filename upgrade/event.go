@@ -226,6 +226,7 @@ func (s state) applyToRollout(ctx context.Context, e *Event) error {
 	if r == nil {
 		return fmt.Errorf("%s, and there is no rollout", e.Type)
 	}
+	from := r.State
 	switch e.Type {
 	case StepAdded:
 		if r.Steps++; e.Step == nil {
@@ -247,6 +248,9 @@ func (s state) applyToRollout(ctx context.Context, e *Event) error {
 		}
 	case RolloutDone:
 		r.State, r.Ended = Done, e.Height
+	}
+	if err == nil {
+		err = checkTransition(RolloutTransitions, fmt.Sprintf("rollout %d", r.ID), from, r.State, e.Type)
 	}
 	if err != nil {
 		return err

@@ -280,8 +280,8 @@ func (s state) vat(ctx context.Context, id string) (*Vat, error) {
 func (s state) putVat(ctx context.Context, h *head, old, v *Vat, e *Event) error {
 	if old == nil {
 		old = &Vat{ID: v.ID}
-	} else if from, to := old.State(), v.State(); from != to && !slices.Contains(Transitions, Transition{from, to, e.Type}) {
-		return fmt.Errorf("%s would make %s, which is %s, %s", e.Type, v.ID, from, to)
+	} else if err := checkTransition(Transitions, v.ID, old.State(), v.State(), e.Type); err != nil {
+		return err
 	}
 	// Places in orders.
 	for _, o := range []struct {
