@@ -105,6 +105,18 @@ func (s *Store) Channels() (Channels, error) {
 	return Channels{}, fmt.Errorf("%w in %s; fetch something first: enginery fetch", ErrNoChannels, s.home)
 }
 
+// Find is Get for the name of a version or channel.
+func (s *Store) Find(name string) (*Engine, error) {
+	if name == Legacy || name == Current {
+		c, err := s.Channels()
+		if err != nil {
+			return nil, err
+		}
+		name = c.Version(name)
+	}
+	return s.Get(name)
+}
+
 // SetChannels makes the channels of data, a channels.toml, those of a node whose operator names none.
 func (s *Store) SetChannels(data []byte) error {
 	file := filepath.Join(s.home, "state", "channels.toml")

@@ -40,6 +40,17 @@ func Installed(e *engines.Engine) (*Engine, error) {
 	return v, nil
 }
 
+// InstalledIn returns a function for Options.Engines: of the engines that a node has, by version or channel.
+func InstalledIn(s *engines.Store) func(name string) (*Engine, error) {
+	return func(name string) (*Engine, error) {
+		e, err := s.Find(name)
+		if err != nil {
+			return nil, err
+		}
+		return Installed(e)
+	}
+}
+
 // CheckSnapshot returns a *SnapshotRefusedError if the engine does not load heap snapshots that a version wrote. Its description decides;
 // what is in a heap snapshot does not tell.
 func (e *Engine) CheckSnapshot(vat, hash, writer string) error {

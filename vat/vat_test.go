@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -286,6 +287,34 @@ func TestEngineRecorded(t *testing.T) {
 		}
 		check(version)
 	}
+}
+
+// The engines that a node has run vats, by version and channel.
+func TestInstalledIn(t *testing.T) {
+	t.Parallel()
+	home := engines.Open(enginetest.Home(t, "linux/amd64", older, newer))
+	get := InstalledIn(home)
+	if _, err := get(engines.Legacy); !errors.Is(err, engines.ErrNoChannels) {
+		t.Errorf("without channels: %v", err)
+	}
+	if err := home.SetChannels(fmt.Appendf(nil, "legacy = %q\ncurrent = %q\n", older, newer)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := get("agoric-upgrade-99"); !errors.Is(err, engines.ErrNotInstalled) {
+		t.Errorf("a version that is not installed: %v", err)
+	}
+	for name, version := range map[string]string{older: older, engines.Legacy: older, engines.Current: newer} {
+		e, err := get(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lockdown, supervisor := enginetest.Bundles(t, enginetest.Recipe(t, version))
+		if e.Version != version || string(e.Lockdown) != string(lockdown) || string(e.Supervisor) != string(supervisor) || !slices.Contains(e.LoadsSnapshotsOf, version) {
+			t.Errorf("%s is %s, which loads heap snapshots of %v", name, e.Version, e.LoadsSnapshotsOf)
+		}
+	}
+	s, v := start(t, "worker", Incarnation{}, func(o *Options) { o.Engines = get })
+	wantCall(t, s, v, "greet", `["nobody"]`, `"worker greets nobody"`)
 }
 
 // A heap snapshot is not loaded by an engine whose description does not have the version that wrote it. The refusal names both.

@@ -43,7 +43,7 @@ func (o *Options) resolve() (*program, error) {
 				return nil, err
 			}
 		}
-		if e, err = engines.Open(home).Get(o.Version); err != nil {
+		if e, err = engines.Open(home).Find(o.Version); err != nil {
 			return nil, err
 		}
 	case o.Version != "" && o.Version != e.Version:

@@ -3,69 +3,23 @@ package xsnap
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/internal/enginetest"
-	"github.com/enginery/enginery/recipes"
 )
-
-// home returns a home with the engines installed, release and debug workers.
-func home(t testing.TB, es ...engine) string {
-	t.Helper()
-	dir := t.TempDir()
-	for _, e := range es {
-		r := enginetest.Recipe(t, e.id)
-		config, err := json.Marshal(artifact.Engine{
-			Schema: artifact.EngineSchema, Version: e.id, Platform: e.platform, Protocol: r.Engine.Protocol, Meter: r.Engine.Meter, Consensus: r.Engine.Consensus,
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		content := map[string][]byte{engines.ConfigName: config}
-		for name, goal := range map[string]string{engines.WorkerName: recipes.Release, engines.DebugWorkerName: recipes.Debug} {
-			if content[name], err = os.ReadFile(enginetest.Worker(t, e.id, e.platform, goal)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		file := func(name string) engines.File {
-			return engines.File{SHA256: sha(content[name]), Size: int64(len(content[name]))}
-		}
-		record := engines.Engine{
-			Version: e.id, Platform: e.platform,
-			Worker: file(engines.WorkerName), DebugWorker: file(engines.DebugWorkerName), Config: file(engines.ConfigName),
-		}
-		if _, err := engines.Open(dir).Install(t.Context(), record, func(dir string) (err error) {
-			for name, b := range content {
-				err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), b, 0o600))
-			}
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Cleanup(func() { // its folders are read-only
-		filepath.WalkDir(dir, func(path string, d os.DirEntry, _ error) error {
-			if d != nil && d.IsDir() {
-				os.Chmod(path, 0o755)
-			}
-			return nil
-		})
-	})
-	return dir
-}
 
 // TestInstalled runs installed versions by their IDs.
 func TestInstalled(t *testing.T) {
-	dir := home(t, native, later)
+	dir := enginetest.Home(t, native.platform, native.id, later.id)
 	t.Setenv(engines.HomeEnv, dir)
+	if err := engines.Open(dir).SetChannels(fmt.Appendf(nil, "legacy = %q\ncurrent = %q\n", native.id, later.id)); err != nil {
+		t.Fatal(err)
+	}
 	before := openFiles(t)
 	for _, c := range []struct {
 		o         Options
@@ -74,6 +28,7 @@ func TestInstalled(t *testing.T) {
 		{Options{Version: native.id}, "xs-meter-28"},
 		{Options{Version: later.id, Home: dir}, enginetest.Recipe(t, later.id).Engine.Meter},
 		{Options{Version: native.id, Debug: true}, "xs-meter-28-debug"},
+		{Options{Version: engines.Legacy}, "xs-meter-28"},
 		{Options{Engine: installed(t, dir, later.id)}, enginetest.Recipe(t, later.id).Engine.Meter},
 	} {
 		c.o.Name = "v5:vat"
@@ -82,8 +37,11 @@ func TestInstalled(t *testing.T) {
 			t.Error("two workers of an engine have two copies of its program")
 		}
 		want := c.o.Version
-		if want == "" {
+		switch {
+		case c.o.Engine != nil:
 			want = c.o.Engine.Version
+		case want == engines.Legacy:
+			want = native.id
 		}
 		reply, err := w.Evaluate("1")
 		if err != nil || reply.Meter.Type != c.meterType {
@@ -111,7 +69,7 @@ func TestInstalled(t *testing.T) {
 }
 
 func TestInstalledElsewhere(t *testing.T) {
-	dir := home(t, emulated)
+	dir := enginetest.Home(t, emulated.platform, emulated.id)
 	w := begin(t, Options{Version: emulated.id, Home: dir, Emulator: enginetest.Emulator(t, emulated.platform)})
 	if sha(snapshot(t, w)) != fresh {
 		t.Error("another fresh heap")
@@ -138,7 +96,7 @@ func openFiles(t *testing.T) int {
 
 // TestNotInstalled is about engines that cannot be run, which each have their own reason.
 func TestNotInstalled(t *testing.T) {
-	dir := home(t, native)
+	dir := enginetest.Home(t, native.platform, native.id)
 	foreign, lean := *installed(t, dir, native.id), *installed(t, dir, native.id)
 	foreign.Platform = "linux/s390x"
 	lean.DebugWorker = engines.File{}
@@ -180,7 +138,7 @@ func TestNotInstalled(t *testing.T) {
 
 // BenchmarkStartInstalled is BenchmarkStart for an installed version, whose program is verified at each start.
 func BenchmarkStartInstalled(b *testing.B) {
-	o := Options{Home: home(b, native), Version: native.id}
+	o := Options{Home: enginetest.Home(b, native.platform, native.id), Version: native.id}
 	for b.Loop() {
 		w, err := Start(b.Context(), o)
 		if err != nil {

@@ -35,7 +35,7 @@ const DefaultMaxMessage = 12_000_000
 // Options say which worker to start, and how.
 type Options struct {
 	// The engine: an installed version, an installed engine, or any program.
-	Version string          // version ID: "agoric-upgrade-22"; for a program it only names it in errors
+	Version string          // version ID, "agoric-upgrade-22", or channel, "legacy"; for a program it only names it in errors
 	Home    string          // folder of the installed engines; empty: engines.DefaultHome
 	Engine  *engines.Engine // in place of Home
 	Debug   bool            // its debug worker, which counts other computrons: not for consensus

@@ -3,13 +3,19 @@ package enginetest
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
 
+	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/build"
+	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/internal/cas"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
@@ -147,6 +153,54 @@ func Bundles(t testing.TB, r *recipes.Recipe) (lockdown, supervisor []byte) {
 		t.Fatal(err)
 	}
 	return lockdown, supervisor
+}
+
+// Home returns a node's home with engines installed: release and debug workers, bundles, descriptions.
+func Home(t testing.TB, platform string, ids ...string) string {
+	t.Helper()
+	home := t.TempDir()
+	t.Cleanup(func() { // its folders are read-only
+		filepath.WalkDir(home, func(path string, d os.DirEntry, _ error) error {
+			if d != nil && d.IsDir() {
+				os.Chmod(path, 0o755)
+			}
+			return nil
+		})
+	})
+	for _, id := range ids {
+		r := Recipe(t, id)
+		config, err := json.Marshal(artifact.Engine{
+			Schema: artifact.EngineSchema, Version: id, Platform: platform, Protocol: r.Engine.Protocol, Meter: r.Engine.Meter,
+			Consensus: r.Engine.Consensus, LoadsSnapshotsOf: r.Engine.LoadsSnapshotsOf,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		content := map[string][]byte{engines.ConfigName: config}
+		content[engines.LockdownName], content[engines.SupervisorName] = Bundles(t, r)
+		for name, goal := range map[string]string{engines.WorkerName: recipes.Release, engines.DebugWorkerName: recipes.Debug} {
+			if content[name], err = os.ReadFile(Worker(t, id, platform, goal)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		file := func(name string) engines.File {
+			sum := sha256.Sum256(content[name])
+			return engines.File{SHA256: hex.EncodeToString(sum[:]), Size: int64(len(content[name]))}
+		}
+		record := engines.Engine{
+			Version: id, Platform: platform, Worker: file(engines.WorkerName), DebugWorker: file(engines.DebugWorkerName),
+			Lockdown: file(engines.LockdownName), Supervisor: file(engines.SupervisorName), Config: file(engines.ConfigName),
+		}
+		if _, err := engines.Open(home).Install(t.Context(), record, func(dir string) (err error) {
+			for name, b := range content {
+				err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), b, 0o600))
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return home
 }
 
 // Emulator returns what has to stand before the command line of a worker for a platform: nothing on that platform itself.
