@@ -62,7 +62,9 @@ func (r *Resolver) sources() []*source {
 // others wait for what comes of that.
 func (r *Resolver) fetch(ctx context.Context, v *version) (*engines.Engine, error) {
 	asked := time.Now()
+	waiting := time.AfterFunc(time.Second, func() { progress.Logf(ctx, "%s: waiting for another process that fetches it", v.Version) })
 	unlock, err := r.Home.Lock(ctx, "fetch-"+v.Version)
+	waiting.Stop()
 	if err != nil {
 		return nil, fmt.Errorf("%s: waiting for another process that fetches it: %w", v.Version, err)
 	}

@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -77,7 +80,7 @@ func TestRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	worker := digest.Digest(m.Platforms["linux/amd64"].Files["xsnap-worker"])
+	worker := digest.Digest(m.Platforms["linux/"+runtime.GOARCH].Files["xsnap-worker"])
 	two := [][]byte{w.signature[id], w.rebuilds[id]["alice"], w.rebuilds[id]["bob"]}
 	forged := w.other.attest(t, w.provenance(id, builder("bob")))
 	spliced := changed(t, w.rebuilds[id]["bob"], w.provenance(id, builder("carol")))
@@ -319,7 +322,7 @@ func TestAnotherPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range m.Platforms["linux/amd64"].Files {
+	for _, d := range m.Platforms["linux/"+runtime.GOARCH].Files {
 		if blobs.of(d) > 0 {
 			t.Errorf("%s was fetched again", d)
 		}
@@ -421,7 +424,7 @@ func TestResolve(t *testing.T) {
 	if _, err := r.Resolve(t.Context(), id, resolver.Options{}); err != nil {
 		t.Error(err)
 	}
-	r.Platform = "linux/arm64"
+	r.Platform = map[string]string{"amd64": "linux/arm64", "arm64": "linux/amd64"}[runtime.GOARCH]
 	if e, err := r.Resolve(t.Context(), id, resolver.Options{}); err != nil || e.Platform != r.Platform {
 		t.Errorf("for another platform: %+v, %v", e, err)
 	}
@@ -459,5 +462,50 @@ func TestPrefetch(t *testing.T) {
 	installed(t, r.Home, another, id)
 	if pinned, err := r.Home.Pinned(); err != nil || !slices.Equal(pinned, []string{id}) {
 		t.Errorf("pinned %v, %v", pinned, err)
+	}
+}
+
+// Whoever may only read a home resolves what is there, also by a policy of their own.
+func TestReadOnlyHome(t *testing.T) {
+	w := made(t)
+	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
+	w.publish(t, repo, id, w.good(id)...)
+	r := w.node(t, repo)
+	e, err := r.Resolve(t.Context(), id, resolver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(r.Home.Home(), "state")); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 { // whom no mode stops: this thread becomes somebody else to the file system
+		if err := os.Chmod(filepath.Dir(r.Home.Home()), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		runtime.LockOSThread() // and ends with the test
+		if err := syscall.Setfsuid(65534); err != nil {
+			t.Fatal(err)
+		}
+		defer runtime.UnlockOSThread()
+		defer syscall.Setfsuid(0)
+	} else {
+		filepath.WalkDir(r.Home.Home(), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				os.Chmod(path, 0o555)
+			}
+			return nil
+		})
+	}
+	if err := os.WriteFile(filepath.Join(r.Home.Home(), "x"), nil, 0o644); !errors.Is(err, fs.ErrPermission) {
+		t.Fatalf("the home can be written: %v", err)
+	}
+	for _, rebuilds := range []int{2, 1} {
+		r.Policy = parse(t, w.policyText(rebuilds, "", ""))
+		if again, err := r.Resolve(t.Context(), id, resolver.Options{}); err != nil || again.Dir() != e.Dir() {
+			t.Errorf("%d rebuilds: %v", rebuilds, err)
+		}
+	}
+	if _, err := r.Resolve(t.Context(), another, resolver.Options{Archival: true}); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("what is not there: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -149,7 +150,7 @@ func TestTrouble(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p := m.Platforms["linux/amd64"]
+			p := m.Platforms["linux/"+runtime.GOARCH]
 			var came int64
 			for _, path := range partials {
 				info, err := os.Stat(path)
@@ -215,7 +216,7 @@ func TestResume(t *testing.T) {
 	}
 	have := make(map[string]int64)
 	resumed := 0
-	p := m.Platforms["linux/amd64"]
+	p := m.Platforms["linux/"+runtime.GOARCH]
 	for _, d := range p.Files {
 		if info, err := os.Stat(filepath.Join(r.Home.Home(), "tmp", "partial-"+strings.TrimPrefix(d, "sha256:"))); err == nil {
 			have[d] = info.Size()
@@ -295,7 +296,7 @@ func TestManyProcesses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := m.Platforms["linux/amd64"]
+	p := m.Platforms["linux/"+runtime.GOARCH]
 	for i, cmd := range cmds {
 		if err := cmd.Wait(); err != nil || "sha256:"+strings.TrimSpace(outs[i].String()) != p.Files["xsnap-worker"] {
 			t.Errorf("process %d: %v\n%s", i, err, &outs[i])
@@ -309,6 +310,11 @@ func TestManyProcesses(t *testing.T) {
 		}
 		if n := all.of(d); n != want {
 			t.Errorf("%s was asked for %d times, want %d", title, n, want)
+		}
+	}
+	for title, d := range m.Platforms["linux/arm64"].Files {
+		if runtime.GOARCH == "amd64" && p.Files[title] != d && all.of(d) > 0 {
+			t.Errorf("%s of linux/arm64 was asked for", title)
 		}
 	}
 	if n := all.total(); n > 40 {
