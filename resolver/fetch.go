@@ -246,6 +246,10 @@ func describe(ctx context.Context, s *source, v *version) (engines.Engine, map[s
 	if err := read(ctx, s.repo, s.index, &index); err != nil {
 		return e, nil, err
 	}
+	// Signatures are of a digest. That it is this version's, and no other that is good as well, the signed bytes say themselves.
+	if name := index.Annotations[ocispec.AnnotationTitle]; name != v.Version {
+		return e, nil, fmt.Errorf("the record of %s names the index %s, which is that of %q; whoever made the record, or signed the release index, mixed them up", v.Version, v.Index, name)
+	}
 	i := slices.IndexFunc(index.Manifests, func(d ocispec.Descriptor) bool {
 		return d.Platform != nil && d.Platform.OS+"/"+d.Platform.Architecture == v.platform
 	})

@@ -1,6 +1,7 @@
 package resolver_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -16,11 +17,43 @@ import (
 	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/resolver"
 	"github.com/enginery/enginery/trust"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/sigstore/sigstore/pkg/signature"
 )
 
-// newer is a version that was released after this program was built: the bits of id, by another name.
+// newer is a version that was released after this program was built: the files of id, by another name.
 const newer = "agoric-upgrade-99"
+
+// renamed publishes newer, signed and rebuilt, and returns the digest of its index.
+func (w *world) renamed(t *testing.T, to string) digest.Digest {
+	t.Helper()
+	repo, old := open(t, to), w.index[id]
+	content, err := repo.Manifest(t.Context(), old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content = bytes.ReplaceAll(content, []byte(id), []byte(newer))
+	d := ocispec.Descriptor{MediaType: old.MediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
+	if err := repo.PushManifest(t.Context(), d, content, newer); err != nil {
+		t.Fatal(err)
+	}
+	signature, err := w.release.Sign(t.Context(), d.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundles := [][]byte{signature}
+	for _, p := range []party{w.alice, w.bob} {
+		statement := bytes.ReplaceAll(w.provenance(id, builder(p.name)), []byte(old.Digest.Encoded()), []byte(d.Digest.Encoded()))
+		bundles = append(bundles, p.attest(t, statement))
+	}
+	for _, b := range bundles {
+		if _, err := trust.Attach(t.Context(), repo, d, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return d.Digest
+}
 
 // indexed publishes release indexes in the world's name.
 type indexed struct {
@@ -47,8 +80,8 @@ func newIndexed(t *testing.T, w *world) *indexed {
 	return &indexed{roles, c.Root, key}
 }
 
-// publish publishes an index of what ships, newer, channels and revocations.
-func (x *indexed) publish(t *testing.T, to, current string, now time.Time, revoked ...trust.Revocation) {
+// publish publishes an index of what ships, newer by its digest, channels and revocations.
+func (x *indexed) publish(t *testing.T, to, current string, newest digest.Digest, now time.Time, revoked ...trust.Revocation) {
 	t.Helper()
 	repo := open(t, to)
 	targets := map[string][]byte{releaseindex.ChannelsName: fmt.Appendf(nil, "legacy = %q\ncurrent = %q\n", another, current)}
@@ -57,7 +90,9 @@ func (x *indexed) publish(t *testing.T, to, current string, now time.Time, revok
 		if err != nil {
 			t.Fatal(err)
 		}
-		m.Version = v
+		if v == newer {
+			m.Version, m.Index = v, newest.String()
+		}
 		if targets[v+".json"], err = m.JSON(); err != nil {
 			t.Fatal(err)
 		}
@@ -88,6 +123,7 @@ func TestReleaseIndex(t *testing.T) {
 		repo := registry + "/engines"
 		w.publish(t, repo, id, w.good(id)...)
 		w.publish(t, repo, another, w.good(another)...)
+		newest := w.renamed(t, repo)
 		r := w.node(t, repo)
 		r.Policy = parse(t, w.policyText(2, "", "[index]\nroot = '''"+string(x.root)+"'''\n"))
 		now := time.Now()
@@ -100,7 +136,7 @@ func TestReleaseIndex(t *testing.T) {
 		if i, err := r.Index(); i != nil || err != nil {
 			t.Errorf("%s: %v, %v", name, i, err)
 		}
-		x.publish(t, repo, id, now)
+		x.publish(t, repo, id, newest, now)
 		if _, err := r.Resolve(t.Context(), "current", resolver.Options{}); err != nil { // refreshes by itself
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -110,22 +146,33 @@ func TestReleaseIndex(t *testing.T) {
 			t.Fatal(err)
 		}
 
+		// Whoever signs the index can say that a version is another, but it is not taken for that.
+		mixed := w.node(t, repo)
+		mixed.Policy, mixed.Now = r.Policy, r.Now
+		x.publish(t, repo, newer, w.index[id].Digest, now)
+		if _, err := mixed.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := mixed.Resolve(t.Context(), newer, resolver.Options{}); err == nil || !strings.Contains(err.Error(), "which is that of \""+id+"\"") {
+			t.Errorf("%s: another version's bits: %v", name, err)
+		}
+
 		// A newer one brings a version that the program does not know.
-		x.publish(t, repo, newer, now)
+		x.publish(t, repo, newer, newest, now)
 		if _, err := r.Resolve(t.Context(), newer, resolver.Options{}); !errors.As(err, new(*engines.NotInServiceError)) {
 			t.Errorf("%s: resolved before it was known: %v", name, err)
 		}
-		if i, err := r.Refresh(t.Context()); err != nil || i.Version != 2 {
+		if i, err := r.Refresh(t.Context()); err != nil || i.Version != 3 {
 			t.Fatalf("%s: %+v, %v", name, i, err)
 		}
 		e, err := r.Resolve(t.Context(), "current", resolver.Options{})
-		if err != nil || e.Version != newer || e.Index != w.index[id].Digest.String() {
+		if err != nil || e.Version != newer || e.Index != newest.String() {
 			t.Fatalf("%s: %+v, %v", name, e, err)
 		}
 
 		// An old index is replayed.
 		r.Sources = []string{old}
-		if i, err := r.Refresh(t.Context()); !errors.Is(err, releaseindex.ErrRollback) || i == nil || i.Version != 2 {
+		if i, err := r.Refresh(t.Context()); !errors.Is(err, releaseindex.ErrRollback) || i == nil || i.Version != 3 {
 			t.Errorf("%s: an old index: %+v, %v", name, i, err)
 		}
 		if _, err := r.Resolve(t.Context(), "current", resolver.Options{}); err != nil {
@@ -135,7 +182,7 @@ func TestReleaseIndex(t *testing.T) {
 		// The registry shows the same for ever.
 		r.Sources = []string{repo}
 		now = now.AddDate(0, 0, 15)
-		if i, err := r.Refresh(t.Context()); !errors.Is(err, releaseindex.ErrExpired) || i == nil || i.Version != 2 {
+		if i, err := r.Refresh(t.Context()); !errors.Is(err, releaseindex.ErrExpired) || i == nil || i.Version != 3 {
 			t.Errorf("%s: a frozen index: %+v, %v", name, i, err)
 		}
 		if e, err := r.Resolve(t.Context(), "current", resolver.Options{}); err != nil || e.Version != newer {
@@ -146,7 +193,7 @@ func TestReleaseIndex(t *testing.T) {
 		}
 
 		// What is revoked is refused, stored or not.
-		x.publish(t, repo, id, now, trust.Revocation{Digest: w.index[another].Digest, Reason: "miscompiled"})
+		x.publish(t, repo, id, newest, now, trust.Revocation{Digest: w.index[another].Digest, Reason: "miscompiled"})
 		if _, err := r.Resolve(t.Context(), "legacy", resolver.Options{}); !errors.As(err, new(*trust.RefusedError)) || !strings.Contains(err.Error(), "revoked: miscompiled") {
 			t.Errorf("%s: revoked: %v", name, err)
 		}
