@@ -138,6 +138,7 @@ func TestTransitions(t *testing.T) {
 			if err := upgrade.Rebuild(ctx, store, lines([]upgrade.Event{e})); err != nil {
 				t.Fatal(err)
 			}
+			c = upgrade.Open(store, nil, 0)
 			if before != nil {
 				after, err := c.Vat(ctx, e.Vat)
 				if err != nil {

@@ -217,7 +217,7 @@ func (s state) apply(ctx context.Context, e *Event) error {
 
 func (s state) applyToRollout(ctx context.Context, e *Event) error {
 	if e.Type == RolloutStarted {
-		return s.put("rollout", e.Rollout)
+		return s.putRollout(e.Rollout)
 	}
 	r, err := s.rollout(ctx)
 	if err != nil {
@@ -255,7 +255,7 @@ func (s state) applyToRollout(ctx context.Context, e *Event) error {
 	if err != nil {
 		return err
 	}
-	return s.put("rollout", r)
+	return s.putRollout(r)
 }
 
 func (s state) applyToVat(ctx context.Context, e *Event, h *head) error {

@@ -3,6 +3,7 @@ package upgrade
 import (
 	"cmp"
 	"container/heap"
+	"encoding/json"
 	"fmt"
 	"iter"
 	"maps"
@@ -10,7 +11,9 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/replay"
+	"github.com/opencontainers/go-digest"
 )
 
 // PlanOptions say what a replay classification does not.
@@ -152,6 +155,27 @@ func NewPlan(c *replay.Classification, o PlanOptions) (*Plan, []LeftOut, error) 
 		}
 	}
 	return plan, out, nil
+}
+
+// CheckClassification checks that a file is the replay classification that an adoption names, and that it is for going over to the adopted version
+// from one in service: a part of what Host.CheckVersion does. What the file says that was voted on is refused by all validators alike; another
+// file is this node's affair.
+func CheckClassification(file []byte, a Adoption, in engines.Channels) error {
+	if a.Classification == "" {
+		return refuse("the adoption of %s names no replay classification; say the digest of the one that enginery replay compare wrote", a.Version)
+	}
+	if have := digest.FromBytes(file).String(); have != a.Classification {
+		return fmt.Errorf("the replay classification at hand is %s, and the adoption of %s is about %s", have, a.Version, a.Classification)
+	}
+	var c replay.Classification
+	if err := json.Unmarshal(file, &c); err != nil {
+		return refuse("%s is no replay classification: %v", a.Classification, err)
+	}
+	if c.Schema != replay.ClassificationSchema || c.To != a.Version || in.Channel(c.From) == "" {
+		return refuse("%s is a %q from %q to %q, expected a %q from %s or %s to %s",
+			a.Classification, c.Schema, c.From, c.To, replay.ClassificationSchema, in.Legacy, in.Current, a.Version)
+	}
+	return nil
 }
 
 // incarnation returns what is known of a vat's upgrade, or nil.

@@ -1,12 +1,16 @@
 package upgrade_test
 
 import (
+	"encoding/json"
+	"errors"
 	"strings"
 	"testing"
 
+	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/replay"
 	"github.com/enginery/enginery/upgrade"
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 )
 
 func classification(vats ...replay.Classified) *replay.Classification {
@@ -94,4 +98,52 @@ func TestPlanIsTaken(t *testing.T) {
 	c.must(c.StartRollout(ctx, *p))
 	c.end(0)
 	c.wantAsked("upgrade v3 to "+v18, "upgrade v2 to "+v18)
+}
+
+// An adoption is of the classification that was voted on, and that is about the version.
+func TestCheckClassification(t *testing.T) {
+	t.Parallel()
+	file := func(change func(*replay.Classification)) []byte {
+		c := classification(classified("v2", replay.Resume, true, 0))
+		change(c)
+		text, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	right := file(func(*replay.Classification) {})
+	in := engines.Channels{Legacy: v16, Current: v16}
+	for _, test := range []struct {
+		name    string
+		file    []byte
+		voted   string
+		refused bool
+		want    string
+	}{
+		{"right", right, digest.FromBytes(right).String(), false, ""},
+		{"none is named", right, "", true, "names no replay classification"},
+		{"another file", right, digest.FromString("x").String(), false, "the replay classification at hand is"},
+		{"no JSON", []byte("{"), digest.FromString("{").String(), true, "is no replay classification"},
+		{"another version", nil, "", true, `to "agoric-upgrade-22"`},
+		{"from one that is not in service", nil, "", true, `from "agoric-upgrade-10"`},
+		{"another schema", nil, "", true, "enginery.replay.report"},
+	} {
+		switch test.name {
+		case "another version":
+			test.file = file(func(c *replay.Classification) { c.To = v22 })
+		case "from one that is not in service":
+			test.file = file(func(c *replay.Classification) { c.From = "agoric-upgrade-10" })
+		case "another schema":
+			test.file = file(func(c *replay.Classification) { c.Schema = replay.Schema })
+		}
+		if test.voted == "" && test.name != "none is named" {
+			test.voted = digest.FromBytes(test.file).String()
+		}
+		err := upgrade.CheckClassification(test.file, upgrade.Adoption{Version: v18, Classification: test.voted}, in)
+		switch {
+		case test.want == "" && err != nil, test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)), errors.Is(err, upgrade.ErrRefused) != test.refused:
+			t.Errorf("%s: %v, want %q, refused: %v", test.name, err, test.want, test.refused)
+		}
+	}
 }

@@ -37,9 +37,14 @@ type known struct {
 	head     *head
 	settings *Settings
 	tally    *Tally
+	rollout  *Rollout
+	vats     map[string]Vat
 }
 
-func open(s Store) state { return state{s, new(known)} }
+// mostKnown is how many vats are kept.
+const mostKnown = 10_000
+
+func open(s Store) state { return state{s, &known{vats: make(map[string]Vat)}} }
 
 // head is what changes with every event.
 type head struct {
@@ -175,12 +180,14 @@ func (s state) channels(ctx context.Context) (v engines.Channels, err error) {
 
 // rollout returns the rollout under way or the last one, or nil.
 func (s state) rollout(ctx context.Context) (*Rollout, error) {
-	r := new(Rollout)
-	if ok, err := s.read(ctx, "rollout", r); err != nil || !ok {
-		return nil, err
+	r, err := kept(ctx, s, "rollout", &s.known.rollout)
+	if errors.Is(err, ErrNotInitialized) {
+		return nil, nil
 	}
-	return r, nil
+	return &r, err
 }
+
+func (s state) putRollout(r *Rollout) error { return keepPut(s, "rollout", &s.known.rollout, *r) }
 
 // changeRollout changes the rollout, and removes the steps of vats.
 func (s state) changeRollout(ctx context.Context, f func(*Rollout), vats ...string) error {
@@ -197,7 +204,7 @@ func (s state) changeRollout(ctx context.Context, f func(*Rollout), vats ...stri
 		}
 	}
 	f(r)
-	return s.put("rollout", r)
+	return s.putRollout(r)
 }
 
 func (s state) addStep(r *Rollout, step *Step) error {
@@ -269,11 +276,22 @@ func (s state) sweep(ctx context.Context, rollout, count int64) error {
 
 // vat returns a vat, or nil.
 func (s state) vat(ctx context.Context, id string) (*Vat, error) {
-	v := new(Vat)
-	if ok, err := s.read(ctx, keyOf("vat", id), v); err != nil || !ok {
+	v, ok := s.known.vats[id]
+	if ok {
+		return &v, nil
+	}
+	if ok, err := s.read(ctx, keyOf("vat", id), &v); err != nil || !ok {
 		return nil, err
 	}
-	return v, nil
+	s.keepVat(&v)
+	return &v, nil
+}
+
+func (s state) keepVat(v *Vat) {
+	if len(s.known.vats) == mostKnown {
+		clear(s.known.vats)
+	}
+	s.known.vats[v.ID] = *v
 }
 
 // putVat writes a vat that was changed by an event, and all that follows from how it is now.
@@ -340,7 +358,12 @@ func (s state) putVat(ctx context.Context, h *head, old, v *Vat, e *Event) error
 			return err
 		}
 	}
-	return s.put(keyOf("vat", v.ID), v)
+	delete(s.known.vats, v.ID)
+	if err := s.put(keyOf("vat", v.ID), v); err != nil {
+		return err
+	}
+	s.keepVat(v)
+	return nil
 }
 
 func (t *Tally) count(v *Vat, by int64) {
@@ -516,17 +539,19 @@ func (s state) firstDelivery(ctx context.Context, v *Vat) (*Delivery, error) {
 
 // pop removes what is delivered to a vat next.
 func (s state) pop(ctx context.Context, v *Vat) error {
-	d, err := s.firstDelivery(ctx, v)
-	if err != nil {
-		return err
-	}
 	key, err := s.next(ctx, v)
 	if err != nil {
 		return err
 	}
 	if v.Aside > 0 {
 		v.Aside--
-	} else if v.Bytes -= d.size(); v.First+1 == v.Next {
+		return s.delete(key)
+	}
+	d, err := s.firstDelivery(ctx, v)
+	if err != nil {
+		return err
+	}
+	if v.Bytes -= d.size(); v.First+1 == v.Next {
 		v.First, v.Next = 0, 0
 	} else {
 		v.First++

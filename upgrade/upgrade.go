@@ -104,8 +104,8 @@ type Controller struct {
 	events []Event
 }
 
-// Open returns the controller of a block. Nothing is read yet. A host that undoes what a controller has done, be it a part of a block, opens
-// another, and forgets the events of the first.
+// Open returns the controller of a block. Nothing is read yet, and what is read is kept, so that nothing else may write the controller's keys
+// meanwhile. A host that undoes what a controller has done, be it a part of a block, opens another, and forgets the events of the first.
 func Open(s Store, host Host, height int64) *Controller {
 	return &Controller{s: open(s), host: host, height: height}
 }
