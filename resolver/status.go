@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/enginery/enginery/engines"
+	"github.com/opencontainers/go-digest"
 )
 
 // Status is what a node has, and lacks.
@@ -30,6 +31,7 @@ type Version struct {
 	Pinned   bool   `json:"pinned"`
 	Stored   bool   `json:"stored"`
 	Recorded bool   `json:"recorded"` // what is stored is what the record names
+	Revoked  bool   `json:"revoked"`  // by the policy or the release index; the launcher does not ask
 	Platform string `json:"platform,omitempty"`
 	Index    string `json:"index,omitempty"`
 }
@@ -63,6 +65,7 @@ func (r *Resolver) Status() (*Status, error) {
 		if m, err := r.manifest(k, e.Version); err == nil {
 			v.Recorded = m.Index == e.Index
 		}
+		v.Revoked = k.policy.Revoked(digest.Digest(e.Index))
 		s.Versions = append(s.Versions, v)
 	}
 	for _, c := range []Channel{{Name: engines.Legacy, Version: k.channels.Legacy}, {Name: engines.Current, Version: k.channels.Current}} {

@@ -90,6 +90,8 @@ func (s nodeStatus) write(out io.Writer) error {
 		}
 		if !v.Stored {
 			stored = "MISSING: enginery fetch " + v.Version
+		} else if v.Revoked {
+			stored += "  REVOKED"
 		} else if !v.Recorded {
 			stored += "  not what the record names: enginery fetch " + v.Version
 		}
