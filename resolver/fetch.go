@@ -341,10 +341,7 @@ func (r *Resolver) download(ctx context.Context, repo repository.Repository, id 
 			if errors.As(err, &corrupt) { // perhaps on the way
 				err = repository.Download(ctx, watched, files[name], f)
 			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			return nil
+			return err
 		})
 	}
 	if err := g.Wait(); err != nil {

@@ -1,6 +1,7 @@
 package resolver_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -129,7 +131,9 @@ func TestTrouble(t *testing.T) {
 			})
 			r = w.node(t, lasting+"/engines")
 			r.Patience = 2 * time.Second
-			_, err := r.Resolve(t.Context(), id, resolver.Options{})
+			bounded, cancel := context.WithTimeout(t.Context(), 60*r.Patience) // where one attempt takes a few
+			defer cancel()
+			_, err := r.Resolve(bounded, id, resolver.Options{})
 			var unavailable *resolver.UnavailableError
 			if !errors.As(err, &unavailable) || len(unavailable.Tried) != 1 || !strings.Contains(err.Error(), lasting) {
 				t.Errorf("trouble that stays: %v", err)
@@ -361,8 +365,13 @@ func TestManyFail(t *testing.T) {
 	installed(t, r.Home)
 }
 
-// TestKilled kills processes at random moments. Whatever the store then resolves to is whole, and the next one completes it.
+// TestKilled kills processes at random moments, two at a time, ENGINERY_TEST_KILLS times. Whatever the store then resolves to is whole, and the next
+// one completes it.
 func TestKilled(t *testing.T) {
+	rounds := 30
+	if n, err := strconv.Atoi(os.Getenv("ENGINERY_TEST_KILLS")); err == nil {
+		rounds = n
+	}
 	w := made(t)
 	registry := registrytest.StartDistribution(t)
 	w.publish(t, registry+"/engines", id, w.good(id)...)
@@ -384,7 +393,7 @@ func TestKilled(t *testing.T) {
 	}
 	took := time.Since(began) // of two that are let be
 	r = w.node(t, registry+"/engines")
-	for range 30 {
+	for range rounds {
 		var outs [2]strings.Builder
 		for i, cmd := range begin(&outs) {
 			time.Sleep(time.Duration(rand.Int64N(int64(took))))

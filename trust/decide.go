@@ -67,6 +67,9 @@ type Requirement struct {
 	Problems []string `json:"problems,omitempty"` // evidence that did not count, and why
 }
 
+// notRevoked is the name of the first requirement.
+const notRevoked = "not revoked"
+
 // RefusedError says that a policy's requirements are not met.
 type RefusedError struct{ Decision *Decision }
 
@@ -76,6 +79,9 @@ func (e *RefusedError) Error() string {
 	for _, r := range e.Decision.Requirements {
 		if r.Met {
 			continue
+		}
+		if r.Name == notRevoked { // then nothing else matters, and nobody may have been asked
+			return fmt.Sprintf("%s, %s, is refused by the policy, whoever vouches for it: %s", e.Decision.Version, e.Decision.Index, strings.Join(r.Problems, "; "))
 		}
 		by := "nobody"
 		if len(r.By) > 0 {
@@ -137,9 +143,9 @@ func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 	d := &Decision{Version: s.Version, Index: s.Index, Policy: p.digest}
 	r, table := p.rule(s)
 
-	notRevoked := Requirement{Name: "not revoked", Need: "the digest is not on the list of revoked ones", Met: true}
+	current := Requirement{Name: notRevoked, Need: "the digest is not on the list of revoked ones", Met: true}
 	if reason, ok := p.revoked[s.Index]; ok {
-		notRevoked.Met, notRevoked.Problems = false, []string{"revoked: " + reason}
+		current.Met, current.Problems = false, []string{"revoked: " + reason}
 	}
 
 	var signers []*witness
@@ -199,7 +205,7 @@ func (p *Policy) Decide(s Subject, evidence []Evidence, o Options) *Decision {
 			r.Problems = append(r.Problems, unreadable.Problems...)
 		}
 	}
-	d.Requirements = []Requirement{notRevoked, signed, rebuilt}
+	d.Requirements = []Requirement{current, signed, rebuilt}
 	d.OK = !slices.ContainsFunc(d.Requirements, func(r Requirement) bool { return !r.Met })
 	for i := range d.Requirements {
 		slices.Sort(d.Requirements[i].By)
