@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -392,5 +393,68 @@ func TestWorkersDie(t *testing.T) {
 	}
 	if dumps[0] != dumps[1] {
 		t.Errorf("the store of a vat whose workers died is another: %s", firstDifference(dumps[0], dumps[1]))
+	}
+}
+
+// When a vat is closed, whatever became of it, neither process nor goroutine nor descriptor is left.
+func TestNothingOutlives(t *testing.T) {
+	count := func() (files, goroutines int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries), runtime.NumGoroutine()
+	}
+	no := errors.New("no")
+	failing := false
+	s, v := start(t, "faults", Incarnation{Name: "mayfly"}, func(o *Options) {
+		o.Host = host{before: func(kind string) error {
+			if failing {
+				return no
+			}
+			return nil
+		}}
+		o.SnapshotInterval = 3
+	})
+	canceled, stop := context.WithCancel(t.Context())
+	stop()
+	call(t, s, v, "count", "[]")
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files, goroutines := count()
+	for _, test := range []struct {
+		method string
+		ctx    context.Context
+		fails  bool
+	}{
+		{"count", t.Context(), false}, {"count", t.Context(), false}, {"count", t.Context(), true}, {"count", canceled, false},
+		{"recurse", t.Context(), false}, {"exitWithFailure", t.Context(), false}, {"exit", t.Context(), false},
+	} {
+		for _, closes := range []bool{true, false} {
+			failing = test.fails
+			r, err := v.Crank(test.ctx, s, message("p-70", test.method, "[0]"))
+			if good := !test.fails && test.ctx != canceled; (err == nil) != good {
+				t.Errorf("%s: %+v, %v", test.method, r, err)
+			}
+			if closes {
+				v.Close()
+			}
+		}
+	}
+	if err := v.Close(); err != nil {
+		t.Error(err)
+	}
+	if left := pids(t, "v1:mayfly"); len(left) > 0 {
+		t.Errorf("processes %v are left", left)
+	}
+	for end := time.Now().Add(deadline); ; time.Sleep(10 * time.Millisecond) {
+		f, g := count()
+		if f <= files && g <= goroutines {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d files and %d goroutines, %d and %d before", f, g, files, goroutines)
+		}
 	}
 }
