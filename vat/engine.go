@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/enginery/enginery/engines"
+	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/xsnap"
 )
 
@@ -49,6 +50,33 @@ func InstalledIn(s *engines.Store) func(name string) (*Engine, error) {
 		}
 		return Installed(e)
 	}
+}
+
+// bundleIDs returns the IDs of lockdown and supervisor.
+func (e *Engine) bundleIDs() ([]string, error) {
+	ids := make([]string, 2)
+	for i, bundle := range [][]byte{e.Lockdown, e.Supervisor} {
+		var err error
+		if ids[i], err = swingstore.ParseBundle(bundle); err != nil {
+			return nil, fmt.Errorf("the bundles of %s: %w", e.Version, err)
+		}
+	}
+	return ids, nil
+}
+
+// bundle returns lockdown or supervisor by its ID.
+func (e *Engine) bundle(id string) ([]byte, error) {
+	ids, err := e.bundleIDs()
+	if err != nil {
+		return nil, err
+	}
+	switch id {
+	case ids[0]:
+		return e.Lockdown, nil
+	case ids[1]:
+		return e.Supervisor, nil
+	}
+	return nil, fmt.Errorf("bundle %s: %w", id, swingstore.ErrNotFound)
 }
 
 // CheckSnapshot returns a *SnapshotRefusedError if the engine does not load heap snapshots that a version wrote. Its description decides;

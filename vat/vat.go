@@ -111,6 +111,8 @@ type Vat struct {
 	mu sync.Mutex
 	m  *Manager        // nil: no worker
 	at swingstore.Span // that the worker is at the end of
+
+	next *fresh // of the next incarnation; nil: none
 }
 
 // New returns a vat, which may be one of a store, or be created. Nothing is started yet.
@@ -128,6 +130,10 @@ func New(o Options) *Vat {
 func (v *Vat) Close() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.next != nil {
+		v.next.m.Kill()
+		v.next = nil
+	}
 	if v.m == nil {
 		return nil
 	}
@@ -162,7 +168,7 @@ func (v *Vat) Deliver(ctx context.Context, tx *swingstore.Tx, delivery []byte) (
 		return nil, fmt.Errorf("a delivery to %s is %s, expected an array with one of %v", v.o.ID, brief(delivery), kinds)
 	}
 	return v.crank(tx, func(r *Result) error {
-		if err := v.online(ctx, tx); err != nil {
+		if err := v.online(ctx, &tx.Reader); err != nil {
 			return err
 		}
 		if err := v.deliver(ctx, tx, delivery, r); err != nil {
@@ -208,7 +214,7 @@ func (v *Vat) upgrade(ctx context.Context, tx *swingstore.Tx, i Incarnation, bet
 			return err
 		}
 		if last {
-			if err := v.online(ctx, tx); err != nil {
+			if err := v.online(ctx, &tx.Reader); err != nil {
 				return err
 			}
 			if err := v.deliver(ctx, tx, []byte(`["bringOutYourDead"]`), r); err != nil {
@@ -311,7 +317,7 @@ func (v *Vat) begin(ctx context.Context, tx *swingstore.Tx, i Incarnation, vat s
 	if _, err := tx.AddItem(v.o.ID, item); err != nil {
 		return err
 	}
-	if err := v.start(ctx, tx, e, vat, nil); err != nil {
+	if err := v.start(ctx, &tx.Reader, e, vat, nil); err != nil {
 		return err
 	}
 	if err := v.deliver(ctx, tx, append(append([]byte(`["startVat",`), vat.Parameters...), ']'), r); err != nil {
@@ -332,50 +338,127 @@ func (v *Vat) engine(version string) (*Engine, error) {
 }
 
 // start starts a worker: from a heap snapshot, or from bundles if there is none.
-func (v *Vat) start(ctx context.Context, tx *swingstore.Tx, e *Engine, vat swingstore.Vat, snapshot *swingstore.Snapshot) error {
+func (v *Vat) start(ctx context.Context, r *swingstore.Reader, e *Engine, vat swingstore.Vat, snapshot *swingstore.Snapshot) (err error) {
+	if snapshot == nil {
+		f, err := v.fresh(ctx, r, e, vat)
+		if err == nil {
+			v.m = f.m
+		}
+		return err
+	}
+	heap, err := r.OpenSnapshot(ctx, *snapshot)
+	if err != nil {
+		return err
+	}
+	defer heap.Close()
+	mo := v.manager(e, vat)
+	mo.Worker.Snapshot, mo.Worker.SnapshotSHA256 = heap, snapshot.Hash
+	v.m, err = startManager(ctx, mo)
+	return err
+}
+
+func (v *Vat) manager(e *Engine, vat swingstore.Vat) ManagerOptions {
 	mo := ManagerOptions{Worker: e.Worker, ID: v.o.ID, Name: vat.Options.Name, Console: v.o.Console}
 	if vat.Options.MeterID != "" {
 		mo.Worker.MeteringLimit = DefaultMeteringLimit
 	}
-	if snapshot != nil {
-		r, err := tx.OpenSnapshot(ctx, *snapshot)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		mo.Worker.Snapshot, mo.Worker.SnapshotSHA256 = r, snapshot.Hash
-	} else {
-		w := vat.Options.WorkerOptions
-		if w.Type != "xsnap" || len(w.BundleIDs) != 2 {
-			return fmt.Errorf("%s has a worker of type %q with %d bundles, expected xsnap with lockdown and supervisor", v.o.ID, w.Type, len(w.BundleIDs))
-		}
-		for _, b := range []struct {
-			id  string
-			dst *[]byte
-		}{{w.BundleIDs[0], &mo.Lockdown}, {w.BundleIDs[1], &mo.Supervisor}, {vat.BundleID, &mo.Bundle}} {
-			var err error
-			if *b.dst, err = tx.Bundle(ctx, b.id); err != nil {
-				return err
-			}
-		}
-		mo.LiveSlots.EnableDisavow = vat.Options.EnableDisavow
-		relax, err := tx.Get(ctx, "kernel.relaxDurabilityRules")
-		if err != nil && !errors.Is(err, swingstore.ErrNotFound) {
-			return err
-		}
-		mo.LiveSlots.RelaxDurabilityRules = relax == "true"
-	}
-	lives, kill := context.WithCancelCause(context.WithoutCancel(ctx)) // longer than this crank
+	return mo
+}
+
+// startManager starts a worker that lives longer than the crank that starts it.
+func startManager(ctx context.Context, mo ManagerOptions) (*Manager, error) {
+	lives, kill := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })
 	defer stop()
-	var err error
-	v.m, err = StartManager(lives, mo)
+	return StartManager(lives, mo)
+}
+
+// fresh is a worker that has evaluated its bundles, and was told nothing yet.
+type fresh struct {
+	m    *Manager
+	from string // what it was started from
+}
+
+// fresh returns a worker that is started from bundles, which may be there already.
+func (v *Vat) fresh(ctx context.Context, r *swingstore.Reader, e *Engine, vat swingstore.Vat) (*fresh, error) {
+	w := vat.Options.WorkerOptions
+	if w.Type != "xsnap" || len(w.BundleIDs) != 2 {
+		return nil, fmt.Errorf("%s has a worker of type %q with %d bundles, expected xsnap with lockdown and supervisor", v.o.ID, w.Type, len(w.BundleIDs))
+	}
+	mo := v.manager(e, vat)
+	mo.LiveSlots.EnableDisavow = vat.Options.EnableDisavow
+	relax, err := r.Get(ctx, "kernel.relaxDurabilityRules")
+	if err != nil && !errors.Is(err, swingstore.ErrNotFound) {
+		return nil, err
+	}
+	mo.LiveSlots.RelaxDurabilityRules = relax == "true"
+	from := fmt.Sprint(e.Version, w.BundleIDs, vat.BundleID, mo.Name, mo.LiveSlots, mo.Worker.MeteringLimit)
+	if n := v.next; n != nil {
+		if v.next = nil; n.from == from {
+			return n, nil
+		}
+		n.m.Kill()
+	}
+	for _, b := range []struct {
+		id  string
+		dst *[]byte
+	}{{w.BundleIDs[0], &mo.Lockdown}, {w.BundleIDs[1], &mo.Supervisor}, {vat.BundleID, &mo.Bundle}} {
+		*b.dst, err = r.Bundle(ctx, b.id)
+		if errors.Is(err, swingstore.ErrNotFound) { // of the first vat on a version that is prepared
+			*b.dst, err = e.bundle(b.id)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	m, err := startManager(ctx, mo)
+	if err != nil {
+		return nil, err
+	}
+	return &fresh{m, from}, nil
+}
+
+// Wake starts the vat's worker, if it has none where the store is, so that the next delivery need not. No transaction may be changing the vat
+// meanwhile. Different vats may be woken at the same time.
+func (v *Vat) Wake(ctx context.Context, r *swingstore.Reader) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	err := v.online(ctx, r)
+	if err == nil {
+		v.at, err = r.Current(ctx, v.o.ID)
+	}
+	if err != nil {
+		v.kill()
+	}
+	return err
+}
+
+// Prepare starts a worker for the vat's next incarnation, so that Upgrade need not; whether one follows or not changes nothing else.
+func (v *Vat) Prepare(ctx context.Context, r *swingstore.Reader, i Incarnation) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e, err := v.engine(i.Engine)
+	if err != nil {
+		return err
+	}
+	vat, err := r.Vat(ctx, v.o.ID)
+	if err != nil {
+		return err
+	}
+	vat.BundleID, vat.Options.WorkerOptions = i.BundleID, swingstore.WorkerOptions{Type: "xsnap", Engine: i.Engine}
+	if vat.Options.WorkerOptions.BundleIDs, err = e.bundleIDs(); err != nil {
+		return err
+	}
+	f, err := v.fresh(ctx, r, e, *vat)
+	if err == nil {
+		v.next = f
+	}
 	return err
 }
 
 // online sees to it that there is a worker at the end of the current span.
-func (v *Vat) online(ctx context.Context, tx *swingstore.Tx) error {
-	span, err := tx.Current(ctx, v.o.ID)
+func (v *Vat) online(ctx context.Context, r *swingstore.Reader) error {
+	span, err := r.Current(ctx, v.o.ID)
 	if err != nil {
 		return err
 	}
@@ -383,7 +466,7 @@ func (v *Vat) online(ctx context.Context, tx *swingstore.Tx) error {
 		return nil
 	}
 	v.kill()
-	vat, err := tx.Vat(ctx, v.o.ID)
+	vat, err := r.Vat(ctx, v.o.ID)
 	if err != nil {
 		return err
 	}
@@ -392,7 +475,7 @@ func (v *Vat) online(ctx context.Context, tx *swingstore.Tx) error {
 		return err
 	}
 	var from *swingstore.Snapshot
-	switch s, err := tx.SnapshotInUse(ctx, v.o.ID); {
+	switch s, err := r.SnapshotInUse(ctx, v.o.ID); {
 	case errors.Is(err, swingstore.ErrNotFound):
 	case err != nil:
 		return err
@@ -410,10 +493,10 @@ func (v *Vat) online(ctx context.Context, tx *swingstore.Tx) error {
 		}
 		from = &s
 	}
-	if err := v.start(ctx, tx, e, *vat, from); err != nil {
+	if err := v.start(ctx, r, e, *vat, from); err != nil {
 		return err
 	}
-	return v.replay(ctx, tx, e, span, from)
+	return v.replay(ctx, r, e, span, from)
 }
 
 // Entry is an item of a transcript (agoric-sdk, packages/SwingSet/src/types-internal.js, TranscriptEntry).
@@ -442,8 +525,8 @@ func (e *Entry) Kind() string {
 }
 
 // replay does again what the transcript's current span says.
-func (v *Vat) replay(ctx context.Context, tx *swingstore.Tx, e *Engine, span swingstore.Span, from *swingstore.Snapshot) error {
-	for item, err := range tx.Items(ctx, span) {
+func (v *Vat) replay(ctx context.Context, r *swingstore.Reader, e *Engine, span swingstore.Span, from *swingstore.Snapshot) error {
+	for item, err := range r.Items(ctx, span) {
 		if err != nil {
 			return err
 		}
