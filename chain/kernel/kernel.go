@@ -184,15 +184,44 @@ func (k *Kernel) Results(ctx context.Context, tx *swingstore.Tx) (results []Resu
 
 // Queued returns how many events are in the run queue.
 func Queued(ctx context.Context, r *swingstore.Reader) (int64, error) {
+	first, after, err := queue(ctx, r)
+	return after - first, err
+}
+
+// queue returns the positions of the first event of the run queue, and after the last.
+func queue(ctx context.Context, r *swingstore.Reader) (first, after int64, err error) {
 	text, err := optional(r.Get(ctx, "runQueue"))
 	if text == "" || err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	var ends [2]int64
 	if err := json.Unmarshal([]byte(text), &ends); err != nil {
-		return 0, fmt.Errorf("%s: reading key %q: %w", r.Path(), "runQueue", err)
+		return 0, 0, fmt.Errorf("%s: reading key %q: %w", r.Path(), "runQueue", err)
 	}
-	return ends[1] - ends[0], nil
+	return ends[0], ends[1], nil
+}
+
+// Expected returns the vats that the first events of the run queue are for, as far as can be told, at most so many events.
+func Expected(ctx context.Context, r *swingstore.Reader, most int64) (vats []string, err error) {
+	first, after, err := queue(ctx, r)
+	for at := first; at < min(after, first+most) && err == nil; at++ {
+		var text string
+		if text, err = r.Get(ctx, fmt.Sprintf("runQueue.%d", at)); err != nil {
+			break
+		}
+		var e event
+		if err = json.Unmarshal([]byte(text), &e); err != nil {
+			break
+		}
+		id := e.VatID
+		if e.Type == "send" {
+			id, err = optional(r.Get(ctx, e.Target+".owner"))
+		}
+		if id != "" && !slices.Contains(vats, id) {
+			vats = append(vats, id)
+		}
+	}
+	return vats, err
 }
 
 // Next takes what is next: garbage that a vat has to be told of, and otherwise the first event of the run queue. The delivery is nil
@@ -406,7 +435,10 @@ func smallcaps(s string) string {
 	return s
 }
 
-// Encode encodes a value in JSON as smallcaps, the body of a CapData (@endo/marshal, encodeToSmallcaps).
+// Smallcaps is a string that stands for something else in the body of a CapData: "+7", "#undefined", "$0.Alleged: root".
+type Smallcaps string
+
+// Encode encodes a value, as encoding/json decodes them or with Smallcaps in it, as the body of a CapData (@endo/marshal, encodeToSmallcaps).
 func Encode(value any) (string, error) {
 	var escape func(v any) any
 	escape = func(v any) any {

@@ -21,7 +21,7 @@ func upgradeCommand(a *app) *cobra.Command {
 		Use:   "upgrade",
 		Short: "Move the vats of a chain to another version",
 	}
-	c.AddCommand(upgradePlanCommand(a))
+	c.AddCommand(upgradePlanCommand(a), upgradeStatusCommand(a), upgradeWatchCommand(a))
 	return c
 }
 
