@@ -24,6 +24,7 @@ const childEnv = "ENGINERY_REPLAY_CHILD"
 type child struct {
 	Store, Cache, Version, Worker string
 	Protocol                      int
+	All                           bool // vats, from bundles
 }
 
 func TestMain(m *testing.M) {
@@ -38,12 +39,18 @@ func TestMain(m *testing.M) {
 		}
 		e := &vat.Engine{Version: c.Version}
 		e.Worker.Path, e.Worker.Protocol = c.Worker, c.Protocol
-		_, err = replay.Run(context.Background(), s, e, replay.Options{Vats: madeOf, Cache: c.Cache, Jobs: 2, Observe: func(e replay.Event) {
+		o := replay.Options{Vats: madeOf, Cache: c.Cache, Jobs: 2, Observe: func(e replay.Event) {
 			if e.Kind == replay.Finished {
 				fmt.Println(e.Vat, e.Start)
 			}
-		}})
+		}}
+		if c.All {
+			o.Vats, o.Start = nil, replay.FromBundles
+		}
+		_, err = replay.Run(context.Background(), s, e, o)
 		fmt.Println("end", err)
+		status, _ := os.ReadFile("/proc/self/status") // Linux
+		os.Stdout.Write(status)
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
@@ -73,7 +80,7 @@ func TestSameReport(t *testing.T) {
 	})
 	t.Run("killed", func(t *testing.T) {
 		t.Parallel()
-		c := child{path, t.TempDir(), e.Version, e.Worker.Path, e.Worker.Protocol}
+		c := child{path, t.TempDir(), e.Version, e.Worker.Path, e.Worker.Protocol, false}
 		text, err := json.Marshal(c)
 		if err != nil {
 			t.Fatal(err)
