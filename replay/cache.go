@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/enginery/enginery/swingstore"
 	"github.com/google/renameio/v2"
 )
 
@@ -123,29 +122,18 @@ func (c cache) write(action, result any) error {
 	if err != nil {
 		return err
 	}
-	path := c.path(digestOf(a))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return fmt.Errorf("keeping a result: %w", err)
-	}
-	if err := renameio.WriteFile(path, b, 0o644); err != nil {
+	if err := writeFile(c.path(digestOf(a)), b); err != nil {
 		return fmt.Errorf("keeping a result: %w", err)
 	}
 	return nil
 }
 
-// verified is what a result that is known says, if the source still has what it is a result of.
-func (p *piece) verified(read func(swingstore.Span) error, r *result) (*result, error) {
-	if r == nil || len(r.Spans) != len(p.spans) {
-		return nil, nil
+// writeFile writes a file, whole or not at all, and the folder that it is in.
+func writeFile(path string, b []byte) error {
+	if err := mkdirOf(path); err != nil {
+		return err
 	}
-	for _, s := range p.spans {
-		if err := read(s); err != nil {
-			var damaged *swingstore.DamagedError
-			if errors.As(err, &damaged) || errors.Is(err, swingstore.ErrPruned) {
-				return nil, nil // what is wrong comes out when it is replayed
-			}
-			return nil, err
-		}
-	}
-	return r, nil
+	return renameio.WriteFile(path, b, 0o644)
 }
+
+func mkdirOf(path string) error { return os.MkdirAll(filepath.Dir(path), 0o755) }

@@ -89,10 +89,14 @@ type player struct {
 	heap    string // "snapshot HASH" that the last span ended with, or ""
 	pending int64  // deliveries of which nobody was told yet
 	told    time.Time
+
+	checkpoints *checkpoints // nil: none
 }
 
 // play replays a piece. What the version, the vat or the source is to blame for is in the result; an error is something else.
-func (p *piece) play(ctx context.Context) (*result, error) { return (&player{piece: p}).play(ctx) }
+func (p *piece) play(ctx context.Context, c *checkpoints) (*result, error) {
+	return (&player{piece: p, checkpoints: c}).play(ctx)
+}
 
 func (p *player) play(ctx context.Context) (*result, error) {
 	ctx, cancel := context.WithCancel(ctx) // which the workers live in
@@ -102,7 +106,15 @@ func (p *player) play(ctx context.Context) (*result, error) {
 			p.m.Kill()
 		}
 	}()
+	done, err := p.goOn(ctx)
+	if err != nil {
+		return nil, err
+	}
 	for i, s := range p.spans {
+		if i < done {
+			p.run.tell(Event{Kind: Finished, Vat: p.vat.ID, Start: s.Start, Deliveries: p.result.Spans[i].Deliveries, Cached: true, Result: &p.result.Spans[i]})
+			continue
+		}
 		begun := time.Now()
 		p.id = s
 		p.result.Spans = append(p.result.Spans, Span{
@@ -139,6 +151,7 @@ func (p *player) play(ctx context.Context) (*result, error) {
 			p.span.Level = Divergent
 		}
 		p.span.Seconds = time.Since(begun).Seconds()
+		p.checkpoints.keep(&p.result)
 		p.run.tell(Event{Kind: Finished, Vat: p.vat.ID, Start: s.Start, Deliveries: p.span.Deliveries, Result: p.span})
 	}
 	return &p.result, nil
@@ -423,6 +436,9 @@ func (p *player) save(ctx context.Context, e entry) (err error) {
 				err = file.finish()
 			}
 		}()
+	}
+	if heap := p.checkpoints.begin(); heap != nil {
+		dst = io.MultiWriter(dst, heap)
 	}
 	limit, cancel := context.WithTimeout(ctx, p.run.timeout)
 	defer cancel()

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -138,6 +140,51 @@ func TestSameReport(t *testing.T) {
 			t.Errorf("%v, %v", r, err)
 		}
 	})
+}
+
+// What one worker does in one go is not lost either.
+func TestCheckpoint(t *testing.T) {
+	t.Parallel()
+	s := open(t, swingsettest.Store(t))
+	e := engine(t, swingsettest.Version, amd64, recipes.Release)
+	o := replay.Options{Vats: []string{"v4"}, Start: replay.FromBundles}
+	want := report(t, run(t, s, e, o))
+	o.Cache = t.TempDir()
+	stop := errors.New("stop")
+	for after := range 3 { // spans that are done besides those that were done before
+		ctx, cancel := context.WithCancelCause(t.Context())
+		known, done := 0, 0
+		o.Observe = func(e replay.Event) {
+			switch {
+			case e.Kind == replay.Finished && e.Cached:
+				known++
+			case e.Kind == replay.Finished:
+				done++
+			case e.Kind == replay.Started && done == 2:
+				cancel(stop)
+			}
+		}
+		if _, err := replay.RunWithCheckpoints(ctx, s, e, o); !errors.Is(err, stop) {
+			t.Fatal(err)
+		}
+		if known != 2*after {
+			t.Errorf("%d spans were known, expected %d", known, 2*after)
+		}
+		cancel(nil)
+	}
+	o.Observe = nil
+	if got, err := replay.RunWithCheckpoints(t.Context(), s, e, o); err != nil || report(t, got) != want {
+		t.Errorf("%v\n%s\nundisturbed:\n%s", err, report(t, got), want)
+	}
+	files := 0
+	if err := filepath.WalkDir(o.Cache, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			files++
+		}
+		return err
+	}); err != nil || files != 1 {
+		t.Errorf("%d files are left, %v", files, err)
+	}
 }
 
 // What is no source, or is cut off, is an error, and there is no report.

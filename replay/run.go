@@ -54,7 +54,8 @@ type runner struct {
 	timeout time.Duration
 	observe func(Event)
 	bundles *bundles
-	keep    string // folder for the heap snapshots from which vats go on; "": none
+	pause   time.Duration // between two checkpoints
+	keep    string        // folder for the heap snapshots from which vats go on; "": none
 }
 
 func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o Options) (*runner, error) {
@@ -63,7 +64,7 @@ func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o 
 		return nil, err
 	}
 	r := &runner{
-		source: source, engine: e, timeout: cmp.Or(o.Timeout, DefaultTimeout), bundles: &bundles{byID: make(map[string][]byte)},
+		source: source, engine: e, pause: checkpointPause, timeout: cmp.Or(o.Timeout, DefaultTimeout), bundles: &bundles{byID: make(map[string][]byte)},
 		column: Column{Version: e.Version, Engine: digest, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker},
 	}
 	if o.VersionBundles {
@@ -292,43 +293,46 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 // once returns a piece's result if it is known, and otherwise replays it.
 func (p *piece) once(ctx context.Context, c cache) (*result, error) {
 	if c == "" {
-		return p.play(ctx)
+		return p.play(ctx, nil)
 	}
 	a := p.action()
-	known := new(result)
-	if found, err := c.read(a.Digest(), known); err != nil {
-		return nil, err
-	} else if !found {
-		known = nil
+	if known, err := p.known(ctx, c, a); known != nil || err != nil {
+		return known, err
 	}
-	known, err := p.verified(func(s swingstore.Span) error {
-		for _, err := range p.run.source.Items(ctx, s) {
-			if err != nil {
-				return err
-			}
-		}
-		return nil
-	}, known)
-	if err != nil {
-		return nil, err
+	var points *checkpoints
+	if p.run.column.Reload && len(p.spans) > 1 {
+		points = newCheckpoints(c.path(a.Digest()), p.run.pause)
 	}
-	if known != nil && p.keep != "" {
-		if s := known.Spans[len(known.Spans)-2].Snapshot; s != nil && !hasSnapshot(p.keep, s.Got) {
-			known = nil // it is made again, since it is wanted
-		}
-	}
-	if known != nil {
-		p.tellKnown(known)
-		return known, nil
-	}
-	r, err := p.play(ctx)
+	r, err := p.play(ctx, points)
 	if err != nil {
 		return nil, err
 	}
 	if r.final() {
-		err = c.write(a, r)
+		if err := c.write(a, r); err != nil {
+			return nil, err
+		}
 	}
-	return r, err
+	points.remove()
+	return r, nil
+}
+
+// known returns a piece's result if the cache has it, and nil otherwise.
+func (p *piece) known(ctx context.Context, c cache, a *Action) (*result, error) {
+	r := new(result)
+	if found, err := c.read(a.Digest(), r); err != nil || !found || len(r.Spans) != len(p.spans) {
+		return nil, err
+	}
+	r, err := p.verified(ctx, r)
+	if r == nil || err != nil {
+		return nil, err
+	}
+	if p.keep != "" {
+		if s := r.Spans[len(r.Spans)-2].Snapshot; s != nil && !hasSnapshot(p.keep, s.Got) {
+			return nil, nil // it is made again, since it is wanted
+		}
+	}
+	p.tellKnown(r)
+	return r, nil
 }
 
 func (p *piece) tellKnown(r *result) {

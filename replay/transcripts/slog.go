@@ -32,6 +32,8 @@ type event struct {
 type slogVat struct {
 	id      string
 	bundle  string // ID, if it is known
+	name    string
+	metered bool // a meter was exceeded, so it has one
 	begun   bool
 	written int64 // position after the last item that is written
 
@@ -99,13 +101,11 @@ func readSlog(tx *swingstore.Tx, each func(func(n int, line []byte) error) error
 func (v *slogVat) event(tx *swingstore.Tx, e *event) error {
 	switch e.Type {
 	case "create-vat":
+		v.name = e.Name
 		if err := addBundle(tx, &v.bundle, e.Source); err != nil {
 			return err
 		}
-		s := swingstore.Vat{ID: v.id, BundleID: v.bundle}
-		s.Options.Name, s.Options.UseTranscript = e.Name, true
-		s.Options.WorkerOptions = swingstore.WorkerOptions{Type: "xsnap"}
-		return tx.SetVat(s)
+		return v.record(tx)
 	case "deliver":
 		if e.CrankNum != nil && *e.CrankNum != v.crank {
 			// The last crank's items are there to stay if this one goes on from them.
@@ -142,6 +142,12 @@ func (v *slogVat) event(tx *swingstore.Tx, e *event) error {
 				result = fmt.Sprintf(`{"status":"ok","metering":{"computrons":%d}}`, *meter.Compute)
 			}
 		}
+		if len(e.Result) > 1 && string(e.Result[1]) == `"Compute meter exceeded"` && !v.metered {
+			v.metered = true
+			if err := v.record(tx); err != nil {
+				return err
+			}
+		}
 		v.failed = kindOf(v.delivery) == "startVat" && v.number > 1 && string(e.Result[0]) != `"ok"`
 		v.pending = append(v.pending, pendingItem{position: v.number, text: item(v.delivery, v.syscalls, result)})
 		v.delivery = nil
@@ -156,6 +162,17 @@ func (v *slogVat) event(tx *swingstore.Tx, e *event) error {
 			pendingItem{position: e.EndPosition + 1, text: item(json.RawMessage(`["load-snapshot",{"snapshotID":`+hash+`}]`), nil, ok), span: true})
 	}
 	return nil
+}
+
+// record records what is known of the vat.
+func (v *slogVat) record(tx *swingstore.Tx) error {
+	s := swingstore.Vat{ID: v.id, BundleID: v.bundle}
+	s.Options.Name, s.Options.UseTranscript = v.name, true
+	s.Options.WorkerOptions = swingstore.WorkerOptions{Type: "xsnap"}
+	if v.metered {
+		s.Options.MeterID = "unknown"
+	}
+	return tx.SetVat(s)
 }
 
 // fill puts in what a kernel puts before a startVat.

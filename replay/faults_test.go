@@ -1,0 +1,95 @@
+package replay_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/enginery/enginery/internal/swingsettest"
+	"github.com/enginery/enginery/recipes"
+	"github.com/enginery/enginery/replay"
+	"github.com/enginery/enginery/vat"
+)
+
+// Of a slog, vats replay on the version that made it, with its own bundles. One exceeds its meter in the end, as it did.
+func TestSlog(t *testing.T) {
+	t.Parallel()
+	s := open(t, swingsettest.Slog(t))
+	r := run(t, s, engine(t, swingsettest.Version, amd64, recipes.Release), replay.Options{Vats: []string{"v6", "v7"}})
+	for _, v := range r.Vats {
+		if run := v.Runs[0]; run.Level != replay.Identical || !run.Whole() || run.Deliveries < 4 {
+			t.Errorf("%s: %s", v.ID, show(t, run.Spans))
+		}
+	}
+}
+
+// What becomes of a worker is a result; what becomes of this machine is not.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	release := engine(t, swingsettest.Version, amd64, recipes.Release)
+	with := func(change func(e *vat.Engine)) *vat.Engine {
+		e := *release
+		change(&e)
+		return &e
+	}
+	for _, test := range []struct {
+		name      string
+		engine    *vat.Engine
+		timeout   time.Duration
+		outcome   replay.Outcome
+		dimension replay.Dimension
+		reason    string
+		fails     string // the whole run
+	}{
+		{
+			name: "a meter that is too small", outcome: replay.Stopped, dimension: replay.Status,
+			engine: with(func(e *vat.Engine) { e.Worker.MeteringLimit = 1000 }), reason: "the vat's fault ended the worker at item 6: Compute meter exceeded",
+		},
+		{
+			name: "a worker that ends", outcome: replay.Refused, reason: "does not load its heap snapshot",
+			engine: with(func(e *vat.Engine) { e.Worker.Path = wrap(t, e.Worker.Path, "exit 7") }),
+		},
+		{
+			name: "a worker that is no worker", outcome: replay.Refused, reason: "the worker broke the protocol",
+			engine: with(func(e *vat.Engine) {
+				e.Worker.Path = wrap(t, e.Worker.Path, "printf 1:z, >&4; cat <&8 >/dev/null; exec sleep 1000")
+			}),
+		},
+		{
+			name: "a worker that does not answer", outcome: replay.Stopped, dimension: replay.Timeout, reason: "item 5 took longer than 2s", timeout: 2 * time.Second,
+			engine: with(func(e *vat.Engine) { e.Worker.Path = wrap(t, e.Worker.Path, "cat <&8 >/dev/null; exec sleep 1000") }),
+		},
+		{
+			name: "a worker that dies", outcome: replay.Refused, reason: "signal 11",
+			engine: with(func(e *vat.Engine) { e.Worker.Path = wrap(t, e.Worker.Path, "kill -SEGV $$") }),
+		},
+		{
+			name: "a worker that is killed", fails: "run with fewer jobs",
+			engine: with(func(e *vat.Engine) { e.Worker.Path = wrap(t, e.Worker.Path, "kill -KILL $$") }),
+		},
+		{
+			name: "no worker", fails: "no such file",
+			engine: with(func(e *vat.Engine) { e.Worker.Path = "/nowhere/xsnap-worker" }),
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := open(t, excerpt(t, "v5", 1, nil))
+			r, err := replay.Run(t.Context(), s, test.engine, replay.Options{Timeout: test.timeout})
+			if test.fails != "" {
+				if err == nil || !strings.Contains(err.Error(), test.fails) {
+					t.Errorf("%v", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			span := r.Vats[0].Runs[0].Spans[1]
+			if span.Outcome != test.outcome || !strings.Contains(span.Reason, test.reason) || span.Level != replay.Divergent || r.Passed(0) ||
+				test.dimension != "" && span.Differences[test.dimension] != 1 {
+				t.Errorf("%s", show(t, span))
+			}
+		})
+	}
+}
