@@ -12,8 +12,8 @@ type Budget struct {
 	Full  Share `json:"full"`  // reserved, however full the block is
 	Limit int64 `json:"limit"` // computrons of a block, deliveries and upgrades together; a block that has used them is full
 
-	// Start is what a start of a worker counts: the computrons of evaluating lockdown, supervisor and the vat's bundle, which no meter
-	// sees. Of agoric-upgrade-16 and 18 they are about 26 million.
+	// Start is what the start of a worker for a new incarnation counts: the computrons of evaluating lockdown and supervisor, which no meter
+	// sees. Of agoric-upgrade-16 and 18 they are about 26 million. The vat's own source is imported, and metered, in startVat.
 	Start int64 `json:"start"`
 }
 

@@ -85,7 +85,7 @@ func TestNothingReserved(t *testing.T) {
 func TestCarry(t *testing.T) {
 	t.Parallel()
 	s := upgrade.DefaultSettings()
-	s.Budget.Block.UpgradeComputrons = 40 * million
+	s.Budget.Block.UpgradeComputrons, s.Budget.Full.UpgradeComputrons = 40*million, 40*million
 	c := many(t, s, 4, 0)
 	c.upgrade["v1"] = upgrade.Outcome{OK: true, Computrons: 74 * million} // 100 with the start of the worker
 	for i, want := range []struct{ upgrades, carry int64 }{{1, -60 * million}, {0, -20 * million}, {0, 20 * million}, {2, 0}, {1, 0}} {

@@ -90,7 +90,7 @@ const (
 type Outcome struct {
 	OK         bool
 	Problem    string // if it is not OK; in the same words everywhere
-	Computrons int64  // of its deliveries, that of bringOutYourDead included, even if they were undone. Bundles that a worker evaluates are not in it: see Budget.Start
+	Computrons int64  // of its deliveries, that of bringOutYourDead included, even if they were undone. The start of the worker is not in it: see Budget.Start
 	Terminated bool   // the vat is gone
 }
 
@@ -171,12 +171,13 @@ type Limits struct {
 	Turn     int64 `json:"turn"`     // deliveries out of a vat's queue before it is another's turn
 }
 
-// DefaultSettings returns settings for a chain with blocks of 65 million computrons.
+// DefaultSettings returns settings for a chain with blocks of 65 million computrons, and upgrades of about as much: 26 million for the start of a
+// worker and 37 million for startVat, which imports the vat's source.
 func DefaultSettings() Settings {
 	return Settings{
 		Budget: Budget{
-			Block: Share{Upgrades: 3, UpgradeComputrons: 120_000_000, Deliveries: 100, DeliveryComputrons: 65_000_000},
-			Full:  Share{Upgrades: 1, UpgradeComputrons: 40_000_000, Deliveries: 10, DeliveryComputrons: 6_500_000},
+			Block: Share{Upgrades: 3, UpgradeComputrons: 200_000_000, Deliveries: 100, DeliveryComputrons: 65_000_000},
+			Full:  Share{Upgrades: 1, UpgradeComputrons: 70_000_000, Deliveries: 10, DeliveryComputrons: 6_500_000},
 			Limit: 65_000_000, Start: 26_000_000,
 		},
 		Limits:    Limits{Messages: 10_000, Bytes: 16 << 20, Total: 1_000_000, Turn: 10},
