@@ -44,6 +44,8 @@ type Options struct {
 	Expect   digest.Digest // the index that it must be, e.g. that a chain has agreed on; empty: what is recorded
 	Archival bool          // also a version that is in no channel
 	Offline  bool          // ask no network
+
+	planned bool // a version that is in no channel is to meet what is required of the channel current
 }
 
 // UnavailableError says that a version could not be had from any source.
@@ -154,6 +156,9 @@ func (r *Resolver) version(k knowledge, name string, o Options) (*version, error
 	if o.Expect != "" && o.Expect != v.Index {
 		return nil, &UnexpectedError{id, o.Expect, v.Index, "the record", "this program, or its release index, is not of the release that was agreed on"}
 	}
+	if o.planned && v.Channel == "" {
+		v.Channel = engines.Current
+	}
 	if v.platform == "" {
 		v.platform = runtime.GOOS + "/" + runtime.GOARCH
 	}
@@ -256,8 +261,9 @@ func (r *Resolver) whole(v *version) (*engines.Engine, error) {
 }
 
 // Prefetch resolves several versions, so that they are there when they are needed. To have a version is not to run it: they may be in no
-// channel, as those of an upgrade that is planned; such are pinned, so that they are still there when the upgrade comes. All are tried; the error
-// names those that cannot be had or are not trusted. The engines are in the order of the names, each version once.
+// channel, as those of an upgrade that is planned. Such must meet what the policy requires of the channel current, and are pinned, so that they are
+// still there when the upgrade comes. All are tried; the error names those that cannot be had or are not trusted. The engines are in the order of
+// the names, each version once.
 func (r *Resolver) Prefetch(ctx context.Context, names []string, o Options) ([]*engines.Engine, error) {
 	got := make([]*engines.Engine, len(names))
 	failures := make([]error, len(names))
@@ -285,7 +291,7 @@ func (r *Resolver) Prefetch(ctx context.Context, names []string, o Options) ([]*
 }
 
 func (r *Resolver) prefetch(ctx context.Context, name string, o Options) (*engines.Engine, error) {
-	o.Archival = true
+	o.Archival, o.planned = true, true
 	e, err := r.Resolve(ctx, name, o)
 	if err != nil {
 		return nil, err

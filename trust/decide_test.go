@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"github.com/enginery/enginery/artifact"
+	"github.com/enginery/enginery/internal/sigstoretest"
 	"github.com/enginery/enginery/trust"
 	"github.com/enginery/enginery/trust/sign"
 	"github.com/opencontainers/go-digest"
-	"github.com/sigstore/sigstore-go/pkg/testing/ca"
+	"github.com/sigstore/sigstore-go/pkg/root"
 )
 
 var (
@@ -187,14 +188,7 @@ func TestDecide(t *testing.T) {
 // Identities that Fulcio certifies, and the transparency log, offline by sigstore-go's virtual sigstore.
 func TestKeyless(t *testing.T) {
 	const issuer, subject = "https://token.issuer.example", "https://github.com/enginery/enginery/.github/workflows/release.yml@refs/tags/v1"
-	sigstore, err := ca.NewVirtualSigstore()
-	if err != nil {
-		t.Fatal(err)
-	}
-	elsewhere, err := ca.NewVirtualSigstore()
-	if err != nil {
-		t.Fatal(err)
-	}
+	sigstore, elsewhere := sigstoretest.New(t), sigstoretest.New(t)
 	statement := func(predicate string) []byte {
 		b, _ := json.Marshal(map[string]any{
 			"_type": "https://in-toto.io/Statement/v1", "predicateType": predicate,
@@ -214,9 +208,9 @@ log = true
 	if err != nil {
 		t.Fatal(err)
 	}
-	bundleOf := func(s *ca.VirtualSigstore, subject, issuer string) trust.Evidence {
+	bundleOf := func(s sigstoretest.Sigstore, subject, issuer string) trust.Evidence {
 		t.Helper()
-		b, err := keylessBundle(s, subject, issuer, statement("https://sigstore.dev/cosign/sign/v1"))
+		b, err := s.Bundle(subject, issuer, statement("https://sigstore.dev/cosign/sign/v1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -225,7 +219,7 @@ log = true
 	for _, test := range []struct {
 		name     string
 		evidence trust.Evidence
-		root     *ca.VirtualSigstore
+		root     root.TrustedMaterial
 		problem  string
 	}{
 		{"good", bundleOf(sigstore, subject, issuer), sigstore, ""},
@@ -235,10 +229,7 @@ log = true
 		{"another sigstore", bundleOf(elsewhere, subject, issuer), sigstore, "signed by none"},
 		{"no trusted root", bundleOf(sigstore, subject, issuer), nil, "identities cannot be checked: there is no trusted root"},
 	} {
-		o := trust.Options{Time: noon}
-		if test.root != nil {
-			o.TrustedRoot = withoutCT{test.root}
-		}
+		o := trust.Options{Time: noon, TrustedRoot: test.root}
 		err := policy.Decide(trust.Subject{Version: "agoric-upgrade-18", Index: index}, []trust.Evidence{test.evidence}, o).Err()
 		switch {
 		case test.problem == "" && err != nil:

@@ -48,7 +48,7 @@ A version that is in no channel is fetched too; but it is not run unless archiva
   enginery fetch agoric-upgrade-18 --from oci:/mnt/usb/engines
   enginery fetch current --expect sha256:0123…  # the digest that the chain has agreed on`,
 		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: completeVersions,
+		ValidArgsFunction: a.completeVersions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o := resolver.Options{Archival: true, Offline: s.offline} // to have a version is not to run it
 			if expect != "" {
@@ -85,7 +85,7 @@ them are there, whole and trusted, so that the upgrade height needs no network. 
 		Example: `  enginery prefetch                                      # legacy and current
   enginery prefetch agoric-upgrade-18 agoric-upgrade-22  # those of a planned upgrade
   enginery prefetch --offline --json                     # are they all here?`,
-		ValidArgsFunction: completeVersions,
+		ValidArgsFunction: a.completeVersions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				args = []string{engines.Legacy, engines.Current}

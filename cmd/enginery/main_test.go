@@ -27,7 +27,10 @@ import (
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/internal/exit"
+	"github.com/enginery/enginery/internal/nodetest"
 	"github.com/enginery/enginery/internal/registrytest"
+	"github.com/enginery/enginery/internal/sigstoretest"
+	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/publish"
 	"github.com/enginery/enginery/release"
 	"github.com/enginery/enginery/releaseindex"
@@ -416,4 +419,74 @@ func certify(t testing.TB, certFile, keyFile string) {
 	must(t, err)
 	must(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}), 0o600))
 	must(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}), 0o600))
+}
+
+// TestHost has the unmodified @agoric/xsnap start the launcher, which runs what was fetched: each vat its own version.
+func TestHost(t *testing.T) {
+	t.Parallel()
+	w := makeWorld(t)
+	home, bin, host := t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "host")
+	w.node(t, home, "oci:"+w.signed)
+	must(t, os.WriteFile(filepath.Join(home, "workers.toml"), []byte("[workers]\n\"v1:*\" = \"legacy\"\n"), 0o644))
+	for _, command := range [][]string{
+		{"cp", "-a", nodetest.Install(t, "../../xsnap/testdata/node"), host},
+		{"cp", "../xsnap-worker/testdata/host.mjs", host},
+		{"go", "build", "-o", filepath.Join(bin, "xsnap-worker"), "../xsnap-worker"},
+	} {
+		if out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", command, err, out)
+		}
+	}
+	for _, args := range [][]string{{"prefetch"}, {"link", host, "--launcher", filepath.Join(bin, "xsnap-worker")}} {
+		if status, out := run(t.Context(), t, home, args...); status != 0 {
+			t.Fatalf("%s: status %d\n%s", args, status, out)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), "node", "host.mjs", "v1:bootstrap", "v8:mint")
+	cmd.Dir, cmd.Stderr = host, os.Stderr
+	cmd.Env = append(os.Environ(), "ENGINERY_HOME="+home)
+	out, err := cmd.Output()
+	must(t, err)
+	var ran map[string]struct{ Program, Resumed string }
+	must(t, json.Unmarshal(out, &ran))
+	for name, version := range map[string]string{"v1:bootstrap": legacy, "v8:mint": current} {
+		m, err := manifests.Load(version)
+		must(t, err)
+		want := strings.TrimPrefix(m.Platforms["linux/"+runtime.GOARCH].Files[artifact.Worker], "sha256:")
+		if ran[name].Program != want || ran[name].Resumed != want {
+			t.Errorf("%s ran %+v; want %s, the worker of %s", name, ran[name], want, version)
+		}
+	}
+}
+
+// TestKeyless fetches what the release workflow has signed, by the policy that ships but for where it is and for which sigstore it believes.
+func TestKeyless(t *testing.T) {
+	t.Parallel()
+	w := makeWorld(t)
+	sigstore, layout := sigstoretest.New(t), "oci:"+filepath.Join(t.TempDir(), "layout")
+	d, err := repository.Copy(t.Context(), open(t, "oci:"+w.built), open(t, layout), current)
+	must(t, err)
+	statement := fmt.Appendf(nil, `{"_type": "https://in-toto.io/Statement/v1", "predicateType": %q, "subject": [{"digest": {"sha256": %q}}]}`, trust.SignPredicate, d.Digest.Encoded())
+	const workflow = "https://github.com/enginery/enginery/.github/workflows/release.yml@refs/tags/v1.0"
+	bundle, err := sigstore.Bundle(workflow, "https://token.actions.githubusercontent.com", statement)
+	must(t, err)
+	_, err = trust.Attach(t.Context(), open(t, layout), d, bundle)
+	must(t, err)
+	for _, test := range []struct {
+		name   string
+		root   sigstoretest.Sigstore
+		status int
+		want   string
+	}{
+		{"its sigstore", sigstore, 0, "ready"},
+		{"another sigstore", sigstoretest.New(t), exit.Different, "release signature: expected 1 of release-workflow"},
+	} {
+		home := t.TempDir()
+		root, err := test.root.TrustedRoot()
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(home, "trusted_root.json"), root, 0o644))
+		if status, out := run(t.Context(), t, home, "fetch", current, "--from", layout); status != test.status || !strings.Contains(out, test.want) {
+			t.Errorf("%s: status %d, want %d and %q\n%s", test.name, status, test.status, test.want, out)
+		}
+	}
 }

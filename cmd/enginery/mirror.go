@@ -38,7 +38,7 @@ Every byte is checked against its digest. Whether a version is trusted is decide
 			if len(args) < 2 {
 				return []cobra.Completion{"oci:"}, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
 			}
-			return completeVersions(cmd, args[2:], word)
+			return a.completeVersions(cmd, args[2:], word)
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()

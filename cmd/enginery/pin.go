@@ -18,7 +18,7 @@ func pinCommand(a *app) *cobra.Command {
 		Long: `Pin keeps versions from being removed by enginery gc. Those of the channels legacy and current are kept anyway. A version need not be there yet.
 Without arguments it lists what is pinned.`,
 		Example:           "  enginery pin agoric-upgrade-16\n  enginery pin",
-		ValidArgsFunction: completeVersions,
+		ValidArgsFunction: a.completeVersions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			store := a.engines()
 			for _, version := range args {

@@ -59,7 +59,7 @@ func runCommand(a *app) *cobra.Command {
   enginery run current script.js --json
   enginery run agoric-upgrade-16 script.js --from oci:out/oci --insecure-ignore-policy`,
 		Args:              cobra.ExactArgs(2),
-		ValidArgsFunction: completeVersionThen(cobra.ShellCompDirectiveDefault),
+		ValidArgsFunction: a.completeVersionThen(cobra.ShellCompDirectiveDefault),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if info, err := os.Stat(args[1]); err != nil {
 				return usage(fmt.Errorf("the script: %w", err))
@@ -92,7 +92,7 @@ evaluates them on a second version too, and prints both answers where they diffe
   enginery repl agoric-upgrade-18 --against agoric-upgrade-22
   echo '1 + 1' | enginery repl agoric-upgrade-16 --from oci:out/oci --insecure-ignore-policy`,
 		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: completeVersionThen(cobra.ShellCompDirectiveNoFileComp),
+		ValidArgsFunction: a.completeVersionThen(cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if a.asJSON {
 				return usage(errors.New("repl is for people and has no --json; enginery run has"))
@@ -119,16 +119,16 @@ evaluates them on a second version too, and prints both answers where they diffe
 	}
 	g.addTo(cmd)
 	cmd.Flags().StringVar(&against, "against", "", "second `version`")
-	cmd.RegisterFlagCompletionFunc("against", completeVersions)
+	cmd.RegisterFlagCompletionFunc("against", a.completeVersions)
 	return cmd
 }
 
-func completeVersionThen(then cobra.ShellCompDirective) cobra.CompletionFunc {
+func (a *app) completeVersionThen(then cobra.ShellCompDirective) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
 			return nil, then
 		}
-		return completeVersions(cmd, args, word)
+		return a.completeVersions(cmd, args, word)
 	}
 }
 

@@ -47,7 +47,7 @@ Exit code 0 says that it is what was recorded, whole, and trusted.`,
 			if len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}
-			names, _ := completeVersions(cmd, args, word)
+			names, _ := a.completeVersions(cmd, args, word)
 			return names, cobra.ShellCompDirectiveDefault
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {

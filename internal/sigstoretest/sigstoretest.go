@@ -1,8 +1,10 @@
-package trust_test
+// Package sigstoretest gives tests a sigstore of their own: certificates, signatures and log entries, offline, by sigstore-go's virtual one.
+package sigstoretest
 
 import (
 	"encoding/base64"
 	"encoding/hex"
+	"testing"
 	"time"
 
 	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
@@ -17,13 +19,40 @@ import (
 	"github.com/enginery/enginery/trust"
 )
 
-// withoutCT is a virtual sigstore that has no certificate transparency log: its certificates carry no timestamps of one.
-type withoutCT struct{ *ca.VirtualSigstore }
+// Sigstore is a virtual sigstore that has no certificate transparency log: its certificates carry no timestamps of one.
+type Sigstore struct{ *ca.VirtualSigstore }
 
-func (withoutCT) CTLogs() map[string]*root.TransparencyLog { return nil }
+// New returns a sigstore.
+func New(t testing.TB) Sigstore {
+	t.Helper()
+	s, err := ca.NewVirtualSigstore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Sigstore{s}
+}
 
-// keylessBundle returns the bundle of a statement that an identity has signed.
-func keylessBundle(s *ca.VirtualSigstore, subject, issuer string, statement []byte) ([]byte, error) {
+// CTLogs returns none.
+func (Sigstore) CTLogs() map[string]*root.TransparencyLog { return nil }
+
+// TrustedRoot returns the trusted_root.json of a sigstore.
+func (s Sigstore) TrustedRoot() ([]byte, error) {
+	logs := s.RekorLogs()
+	for id, log := range logs { // whose own ID is the text of it
+		var err error
+		if log.ID, err = hex.DecodeString(id); err != nil {
+			return nil, err
+		}
+	}
+	r, err := root.NewTrustedRoot(root.TrustedRootMediaType01, s.FulcioCertificateAuthorities(), nil, nil, logs)
+	if err != nil {
+		return nil, err
+	}
+	return r.MarshalJSON()
+}
+
+// Bundle returns the bundle of a statement that an identity has signed.
+func (s Sigstore) Bundle(subject, issuer string, statement []byte) ([]byte, error) {
 	entity, err := s.AttestAtTime(subject, issuer, statement, time.Now().Add(5*time.Minute), true)
 	if err != nil {
 		return nil, err
