@@ -257,6 +257,15 @@ func TestRefusedSettings(t *testing.T) {
 	c2.wantRefused(c2.AddVat(ctx, "v1", false), "there is a vat v1 already")
 	_, err = c2.Admit(ctx, "v1", upgrade.Delivery{Kind: "nonsense"})
 	c2.wantRefused(err, `is of kind "nonsense"`)
+	for _, steps := range [][]upgrade.Step{
+		{{Vat: "v1", Computrons: -1}}, {{Vat: "v1", Computrons: 1 << 60}}, {{Vat: "v9"}}, {{Vat: "v1", After: []string{"v9"}}}, {{Vat: "v1", After: []string{"v1"}}}, {{Vat: "v1"}, {Vat: "v1"}},
+	} {
+		c2.wantRefused(c2.StartRollout(ctx, upgrade.Plan{Version: v16, Steps: steps}), "step ")
+	}
+	c2.wantRefused(c2.StartRollout(ctx, upgrade.Plan{Version: v18}), "adopt first")
+	c2.wantRefused(c2.StartRollout(ctx, upgrade.Plan{Version: v16, MaxFailures: -1}), "0 or more")
+	c2.wantRefused(c2.StartRollout(ctx, upgrade.Plan{Version: v16, OnFailure: "explode"}), "explode")
+	c2.wantRefused(c2.AbortRollout(ctx, ""), "there is no rollout")
 	c2.must(c2.Pause(ctx, "v1"))
 	_, err = c2.Admit(ctx, "v1", upgrade.Delivery{Kind: upgrade.Message, Payload: []byte("{")})
 	c2.wantRefused(err, "is not JSON")

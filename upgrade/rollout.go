@@ -172,8 +172,8 @@ func (c *Controller) checkSteps(ctx context.Context, rollout int64, steps []Step
 				return at(i, refuse("%s comes after itself", d))
 			}
 		}
-		if s.Computrons < 0 {
-			return at(i, refuse("%s is expected to use %d computrons", s.Vat, s.Computrons))
+		if s.Computrons < 0 || s.Computrons > mostComputrons {
+			return at(i, refuse("%s is expected to use %d computrons; 0 to %d make sense", s.Vat, s.Computrons, int64(mostComputrons)))
 		}
 		seen[s.Vat] = true
 	}
@@ -191,6 +191,9 @@ func (c *Controller) checkSteps(ctx context.Context, rollout int64, steps []Step
 	}
 	return nil
 }
+
+// mostComputrons is what a step may expect: a rollout waits until so much is saved.
+const mostComputrons = 1_000_000_000_000
 
 func at(step int, err error) error { return refuse("step %d: %v", step, err) }
 
