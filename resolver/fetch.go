@@ -408,7 +408,7 @@ func (b *watchedBlob) Read(p []byte) (int, error) {
 
 // failure is what came of the last attempt to fetch a version, for those who waited for it.
 type failure struct {
-	Wanted  string          `json:"wanted"` // of whom and by which policy
+	Wanted  string          `json:"wanted"` // of whom, by which policy, and with how much patience
 	Began   time.Time       `json:"began"`
 	Tried   []string        `json:"tried"`
 	Refused *trust.Decision `json:"refused,omitempty"`
@@ -419,7 +419,7 @@ func (r *Resolver) failureName(v *version) string {
 }
 
 func (r *Resolver) wanted(v *version) string {
-	return fmt.Sprintf("%s for %s of %q by %s", v.Index, v.platform, r.Sources, v.policy.Digest())
+	return fmt.Sprintf("%s for %s of %q by %s in %v", v.Index, v.platform, r.Sources, v.policy.Digest(), r.patience())
 }
 
 // fail leaves word that a version could not be had, so that those who wait for it do not each wait as long again.

@@ -399,10 +399,26 @@ func TestResolve(t *testing.T) {
 	if _, err := r.Resolve(t.Context(), id, resolver.Options{Offline: true}); !errors.Is(err, engines.ErrNotInstalled) {
 		t.Errorf("offline: %v", err)
 	}
+	// What was left of downloads is not believed.
+	m, err := manifests.Load(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := m.Platforms["linux/"+runtime.GOARCH]
+	if err := os.Mkdir(filepath.Join(r.Home.Home(), "tmp"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for title, n := range map[string]int64{"xsnap-worker": p.Sizes["xsnap-worker"], "lockdown.bundle": p.Sizes["lockdown.bundle"] + 1, "supervisor.bundle": 1000} {
+		partial := filepath.Join(r.Home.Home(), "tmp", "partial-"+strings.TrimPrefix(p.Files[title], "sha256:"))
+		if err := os.WriteFile(partial, bytes.Repeat([]byte("x"), int(n)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	e, err := r.Resolve(t.Context(), "legacy", resolver.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	installed(t, r.Home, id)
 	os.Chmod(e.Supervisor.Path, 0o644)
 	if err := os.WriteFile(e.Supervisor.Path, []byte("changed"), 0o644); err != nil {
 		t.Fatal(err)

@@ -98,8 +98,11 @@ func Collect(ctx context.Context, repo repository.Repository, subject digest.Dig
 			bundle, err := readBundle(ctx, repo, subject, d, func(size int64) bool {
 				mu.Lock()
 				defer mu.Unlock()
-				total += size
-				return total <= maxTotal
+				fits := size <= maxTotal-total
+				if fits {
+					total += size
+				}
+				return fits
 			})
 			mu.Lock()
 			defer mu.Unlock()

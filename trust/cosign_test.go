@@ -1,7 +1,9 @@
 package trust_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"os/exec"
@@ -201,6 +203,34 @@ func TestCollect(t *testing.T) {
 	slices.SortFunc(evidence, func(a, b trust.Evidence) int { return len(a.Problem) - len(b.Problem) })
 	if err != nil || len(evidence) != 2 || string(evidence[0].Bundle) != string(good) || evidence[1].Bundle != nil || !strings.HasPrefix(evidence[1].Problem, "its bundle is damaged: expected "+digest.FromBytes(bad).String()) {
 		t.Errorf("collected %v, %v", evidence, err)
+	}
+	// Whoever attaches more than fits into memory keeps none of the others from counting that fit.
+	filler := bytes.Repeat([]byte("x"), 2900<<10)
+	for n := range 24 {
+		big, err := json.Marshal(map[string]any{"_type": "https://in-toto.io/Statement/v1", "predicateType": "x", "predicate": map[string]any{"n": n, "filler": string(filler)},
+			"subject": []any{map[string]any{"digest": map[string]string{"sha256": index.Digest.Encoded()}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bundle, err := release.Attest(t.Context(), big)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := trust.Attach(t.Context(), repo, index, bundle); err != nil {
+			t.Fatal(err)
+		}
+	}
+	evidence, err = trust.Collect(t.Context(), repo, index.Digest)
+	total, unread, counts := 0, 0, false
+	for _, e := range evidence {
+		counts = counts || string(e.Bundle) == string(good)
+		total += len(e.Bundle)
+		if strings.HasPrefix(e.Problem, "it was not read: a bundle of ") {
+			unread++
+		}
+	}
+	if err != nil || len(evidence) != 26 || total > 64<<20 || unread == 0 || !counts {
+		t.Errorf("collected %d of %d bytes, %d unread, the good one: %v, %v", len(evidence), total, unread, counts, err)
 	}
 	var unavailable *repository.UnavailableError
 	if _, err := trust.Collect(context.WithoutCancel(t.Context()), gone, index.Digest); !errors.As(err, &unavailable) {
