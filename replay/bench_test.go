@@ -211,14 +211,14 @@ func (p *peer) run(b testing.TB) float64 {
 	return result.Deliveries / result.Seconds
 }
 
-// BenchmarkParallel replays several vats with a job for each CPU, and compares that with what the CPU time of the workers would take at least.
+// BenchmarkParallel replays the kernel's store with a job for each CPU, and compares that with what the CPU time of the workers would take at least.
 func BenchmarkParallel(b *testing.B) {
 	e := engine(b, swingsettest.Version, amd64, recipes.Release)
-	s := open(b, makeStore(b, e, 2*runtime.NumCPU(), 1500))
+	s := open(b, swingsettest.Store(b))
 	var wall, workers, host time.Duration
 	for b.Loop() {
 		begun, children, self := time.Now(), usage(b, syscall.RUSAGE_CHILDREN), usage(b, syscall.RUSAGE_SELF)
-		r := run(b, s, e, replay.Options{Start: replay.FromBundles})
+		r := run(b, s, e, replay.Options{})
 		wall += time.Since(begun)
 		workers += usage(b, syscall.RUSAGE_CHILDREN) - children
 		host += usage(b, syscall.RUSAGE_SELF) - self

@@ -37,6 +37,18 @@ func (p *piece) items() (n int64) {
 	return n
 }
 
+// deliveries returns how many deliveries a piece has, if each of its spans begins, and each but a vat's last ends, with a pseudo-delivery.
+func (p *piece) deliveries() (n int64) {
+	for _, s := range p.spans {
+		k := s.End - s.Start - 1
+		if s.End < p.end {
+			k--
+		}
+		n += max(0, k)
+	}
+	return n
+}
+
 // plan divides a vat's spans into pieces.
 func (r *runner) plan(v swingstore.Vat, spans []swingstore.Span, snapshots []swingstore.Snapshot) []*piece {
 	present := make(map[int64]*swingstore.Snapshot)
@@ -260,8 +272,8 @@ func (p *player) playSpan(ctx context.Context, i int) error {
 	return nil
 }
 
-// deliveries are those that a supervisor takes.
-var deliveries = []string{"message", "notify", "dropExports", "retireExports", "retireImports", "changeVatOptions", "startVat", "stopVat", "bringOutYourDead"}
+// kinds are those of the deliveries that a supervisor takes.
+var kinds = []string{"message", "notify", "dropExports", "retireExports", "retireImports", "changeVatOptions", "startVat", "stopVat", "bringOutYourDead"}
 
 // place returns what should be in the place of an item that cannot stand where it stands, and otherwise "".
 func (p *player) place(e entry, kind, last string, i int) string {
@@ -277,7 +289,7 @@ func (p *player) place(e entry, kind, last string, i int) string {
 	case e.position == p.id.Start:
 	case last == "save-snapshot" || last == "shutdown-worker":
 		return "nothing after " + last
-	case begins || !ends && !slices.Contains(deliveries, kind):
+	case begins || !ends && !slices.Contains(kinds, kind):
 		return "a delivery"
 	}
 	return ""

@@ -242,7 +242,7 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 	planned := Event{Kind: Planned}
 	for _, w := range all {
 		planned.Spans += len(w.piece.spans)
-		planned.Deliveries += w.piece.items()
+		planned.Deliveries += w.piece.deliveries()
 	}
 	if observe != nil {
 		observe(planned)

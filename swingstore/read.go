@@ -490,7 +490,7 @@ func (r *Reader) batch(ctx context.Context, s Span, position int64) ([]Item, err
 	return items, nil
 }
 
-const snapshotColumns = "SELECT snapPos, inUse, hash, coalesce(uncompressedSize, 0), coalesce(compressedSize, 0), compressedSnapshot IS NOT NULL FROM snapshots WHERE vatID = ?"
+const snapshotColumns = "SELECT snapPos, inUse, hash, coalesce(uncompressedSize, 0), coalesce(compressedSize, 0), typeof(compressedSnapshot) <> 'null' FROM snapshots WHERE vatID = ?"
 
 func scanSnapshot(scan func(...any) error, s *Snapshot) error {
 	var inUse sql.NullInt64
