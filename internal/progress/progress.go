@@ -127,7 +127,11 @@ func start(ctx context.Context, name string, total int64, steps bool, note func(
 		}
 		t.bar = r.bars.New(total, mpb.BarStyle(), left, more(counters), mpb.BarRemoveOnComplete())
 	} else {
-		t.bar = r.bars.New(1, mpb.SpinnerStyle(), left, more(decor.Elapsed(decor.ET_STYLE_GO)), mpb.BarRemoveOnComplete())
+		options := []mpb.BarOption{left, more(decor.Elapsed(decor.ET_STYLE_GO)), mpb.BarRemoveOnComplete()}
+		if note != nil {
+			options = append(options, mpb.BarWidth(1))
+		}
+		t.bar = r.bars.New(1, mpb.SpinnerStyle(), options...)
 	}
 	return t
 }

@@ -20,10 +20,11 @@ func TestLog(t *testing.T) {
 	failing := StartSteps(ctx, "compile", 2)
 	failing.Add(1)
 	failing.Done(errors.New("no"))
+	StartNoted(ctx, "replay", 3, func() string { return "fast" }).Drop()
 	Logf(ctx, "note %d", 1)
 	r.Close()
 	got := out.String()
-	if !strings.HasPrefix(got, "fetch: done (") || !strings.HasSuffix(got, "note 1\n") || strings.Contains(got, "compile: done") {
+	if !strings.HasPrefix(got, "fetch: done (") || !strings.HasSuffix(got, "note 1\n") || strings.Contains(got, "compile: done") || strings.Contains(got, "replay") {
 		t.Errorf("the log is %q", got)
 	}
 }

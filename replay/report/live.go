@@ -3,7 +3,6 @@ package report
 import (
 	"context"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -79,8 +78,16 @@ func (l *Live) Observe(e replay.Event) {
 	}
 }
 
+// start shows the vat of a span that begins, in the place of vats that are no longer at work: the next span of a vat follows at once.
 func (l *Live) start(vat work, e replay.Event) {
+	var idle []*vatAtWork
 	l.mu.Lock()
+	for other, v := range l.vats {
+		if v.spans == 0 && other != vat {
+			idle = append(idle, v)
+			delete(l.vats, other)
+		}
+	}
 	v := l.vats[vat]
 	fresh := v == nil
 	if fresh {
@@ -90,6 +97,9 @@ func (l *Live) start(vat work, e replay.Event) {
 	v.spans++
 	v.last = e.Start
 	l.mu.Unlock()
+	for _, v := range idle {
+		v.task.Drop()
+	}
 	if fresh {
 		v.task = progress.StartNoted(l.ctx, "  "+e.Vat+" on "+e.Version, 0, func() string { return l.vatNote(v) })
 	}
@@ -97,17 +107,9 @@ func (l *Live) start(vat work, e replay.Event) {
 
 func (l *Live) finish(vat work) {
 	l.mu.Lock()
-	v := l.vats[vat]
-	last := false
-	if v != nil {
+	defer l.mu.Unlock()
+	if v := l.vats[vat]; v != nil {
 		v.spans--
-		if last = v.spans == 0; last {
-			delete(l.vats, vat)
-		}
-	}
-	l.mu.Unlock()
-	if last {
-		v.task.Drop()
 	}
 }
 
@@ -147,12 +149,13 @@ func (l *Live) note() string {
 	if l.differ > 0 {
 		parts = append(parts, count(l.differ, "difference"))
 	}
-	if len(l.vats) > 0 {
-		ids := slices.Collect(maps.Keys(l.vats))
-		var names []string
-		for _, id := range ids {
+	var names []string
+	for id, v := range l.vats {
+		if v.spans > 0 {
 			names = append(names, id.vat)
 		}
+	}
+	if len(names) > 0 {
 		slices.Sort(names)
 		names = slices.Compact(names)
 		if len(names) > 4 {
@@ -166,6 +169,9 @@ func (l *Live) note() string {
 func (l *Live) vatNote(v *vatAtWork) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if v.spans == 0 {
+		return count(v.made, "delivery")
+	}
 	return fmt.Sprintf("span %d, %s, %.0f/s", v.last, count(v.made, "delivery"), float64(v.made)/time.Since(v.begun).Seconds())
 }
 
