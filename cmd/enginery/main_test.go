@@ -30,6 +30,7 @@ import (
 	"github.com/enginery/enginery/internal/nodetest"
 	"github.com/enginery/enginery/internal/registrytest"
 	"github.com/enginery/enginery/internal/sigstoretest"
+	"github.com/enginery/enginery/internal/swingsettest"
 	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/publish"
 	"github.com/enginery/enginery/release"
@@ -170,10 +171,12 @@ func (w *world) node(t testing.TB, home, source string) {
 }
 
 // TestScripts runs the scripts in testdata. Each has a home $ENGINERY_HOME with a policy that the versions in $SIGNED meet, and those in $BUILT, which
-// nobody has signed, do not; and two registries, of which $DISTRIBUTION lacks the referrers API. "status N" expects the exit status N of a command.
+// nobody has signed, do not; and two registries, of which $DISTRIBUTION lacks the referrers API. $STORE is what the real SwingSet kernel has left,
+// which ran on the version current; in $PLANTED some of it is changed. "status N" expects the exit status N of a command.
 func TestScripts(t *testing.T) {
 	w := makeWorld(t)
 	distribution, oci := registrytest.StartDistribution(t), registrytest.StartOCI(t)
+	store, planted := swingsettest.Store(t), plantedStore(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/scripts", RequireExplicitExec: true, RequireUniqueNames: true,
 		Setup: func(e *testscript.Env) error {
@@ -182,7 +185,7 @@ func TestScripts(t *testing.T) {
 			for name, value := range map[string]string{
 				"HOME": e.WorkDir, "ENGINERY_HOME": home, "ENGINERY_VERSION": "", "ENGINERY_ARCHIVAL": "", "XDG_DATA_HOME": "",
 				"BUILT": "oci:" + w.built, "SIGNED": "oci:" + w.signed, "KEYS": dir, "PLATFORM": "linux/" + runtime.GOARCH,
-				"DISTRIBUTION": distribution, "OCI": oci,
+				"DISTRIBUTION": distribution, "OCI": oci, "STORE": store, "PLANTED": planted,
 			} {
 				e.Setenv(name, value)
 			}

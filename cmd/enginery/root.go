@@ -21,7 +21,7 @@ var commands = []func(*app) *cobra.Command{
 	pinCommand, unpinCommand, gcCommand,
 	linkCommand, unlinkCommand,
 	mirrorCommand, serveCommand,
-	runCommand, replCommand,
+	runCommand, replCommand, replayCommand,
 	chainCommand,
 	policyCommand,
 	upgradeCommand,

@@ -34,12 +34,18 @@ type guest struct {
 }
 
 func (g *guest) addTo(cmd *cobra.Command) {
-	g.sources.addTo(cmd)
+	g.addEngineTo(cmd)
 	flags := cmd.Flags()
 	flags.BoolVar(&g.archival, "archival", os.Getenv(engines.ArchivalEnv) == "1", "also run a version that is in no channel (also "+engines.ArchivalEnv+"=1)")
+	flags.Int64Var(&g.limit, "metering-limit", 0, "`computrons` that a script may use; 0 is no limit")
+}
+
+// addEngineTo adds only those that say which engine.
+func (g *guest) addEngineTo(cmd *cobra.Command) {
+	g.sources.addTo(cmd)
+	flags := cmd.Flags()
 	flags.BoolVar(&g.ignore, "insecure-ignore-policy", false, "run from the layouts of --from what nobody has vouched for, if it is as recorded; not for consensus")
 	flags.BoolVar(&g.debug, "debug", false, "run the debug worker, which counts other computrons; not for consensus")
-	flags.Int64Var(&g.limit, "metering-limit", 0, "`computrons` that a script may use; 0 is no limit")
 }
 
 const guestHelp = `VERSION is one that the node has (enginery fetch). With --from it is fetched if need be, and must be trusted as ever.

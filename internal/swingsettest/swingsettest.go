@@ -3,6 +3,7 @@
 package swingsettest
 
 import (
+	"database/sql"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/internal/nodetest"
+	"github.com/enginery/enginery/swingstore"
 	"github.com/klauspost/compress/zstd"
+	_ "modernc.org/sqlite"
 )
 
 // Version is the version whose worker and bundles the kernel ran.
@@ -117,6 +120,52 @@ func Bundles(t testing.TB, names ...string) [][]byte {
 		all[i] = bundled.byName[name]
 	}
 	return all
+}
+
+// Change changes a store behind its back.
+func Change(t testing.TB, store string, statement string, args ...any) {
+	t.Helper()
+	db, err := sql.Open("sqlite", store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	result, err := db.Exec(statement, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := result.RowsAffected(); n == 0 || err != nil {
+		t.Fatalf("%s changed %d rows, %v", statement, n, err)
+	}
+}
+
+// Plant changes an item of a vat in a store, and the hash of its span as if it had always been so.
+func Plant(t testing.TB, store, vat string, position int64, old, new string) {
+	t.Helper()
+	Change(t, store, "UPDATE transcriptItems SET item = replace(item, ?, ?) WHERE vatID = ? AND position = ? AND instr(item, ?) > 0", old, new, vat, position, old)
+	db, err := sql.Open("sqlite", store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	rows, err := db.Query(`SELECT startPos, item FROM transcriptItems JOIN transcriptSpans USING (vatID)
+		WHERE vatID = ? AND startPos <= ? AND ? < endPos AND position BETWEEN startPos AND endPos - 1 ORDER BY position`, vat, position, position)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var start int64
+	hash := swingstore.StartHash
+	for rows.Next() {
+		var item []byte
+		if err := rows.Scan(&start, &item); err != nil {
+			t.Fatal(err)
+		}
+		hash = swingstore.NextHash(hash, item)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	Change(t, store, "UPDATE transcriptSpans SET hash = ? WHERE vatID = ? AND startPos = ?", hash, vat, start)
 }
 
 // source returns the folder testdata/swingset.

@@ -2,20 +2,16 @@ package report
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"strings"
 	"sync"
 	"testing"
-
-	_ "modernc.org/sqlite"
 
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/internal/swingsettest"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/replay"
 	"github.com/enginery/enginery/replay/transcripts"
-	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/vat"
 	"github.com/enginery/enginery/xsnap"
 )
@@ -47,52 +43,6 @@ func open(t testing.TB, path string) transcripts.Source {
 // hostile is a name that means harm to whoever does not escape it.
 const hostile = `</title><script>document.title = "hijacked"</script>'"&<!--]]>` + "\u202e\x1b[31m"
 
-// change changes a store behind its back.
-func change(t testing.TB, store string, statement string, args ...any) {
-	t.Helper()
-	db, err := sql.Open("sqlite", store)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	result, err := db.Exec(statement, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n, err := result.RowsAffected(); n == 0 || err != nil {
-		t.Fatalf("%s changed %d rows, %v", statement, n, err)
-	}
-}
-
-// plant changes an item of a vat in a store, and the hash of its span as if it had always been so.
-func plant(t testing.TB, store, vat string, position int64, old, new string) {
-	t.Helper()
-	change(t, store, "UPDATE transcriptItems SET item = replace(item, ?, ?) WHERE vatID = ? AND position = ? AND instr(item, ?) > 0", old, new, vat, position, old)
-	db, err := sql.Open("sqlite", store)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	rows, err := db.Query(`SELECT startPos, item FROM transcriptItems JOIN transcriptSpans USING (vatID)
-		WHERE vatID = ? AND startPos <= ? AND ? < endPos AND position BETWEEN startPos AND endPos - 1 ORDER BY position`, vat, position, position)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var start int64
-	hash := swingstore.StartHash
-	for rows.Next() {
-		var item []byte
-		if err := rows.Scan(&start, &item); err != nil {
-			t.Fatal(err)
-		}
-		hash = swingstore.NextHash(hash, item)
-	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
-	change(t, store, "UPDATE transcriptSpans SET hash = ? WHERE vatID = ? AND startPos = ?", hash, vat, start)
-}
-
 // replays are reports on real replays of the kernel's store, made once for all tests: of three vats of which one was terminated and has a
 // hostile name, on the version that made it, as they were and with changes planted; and compared with another version.
 type replays struct{ same, planted, compared *replay.Report }
@@ -121,19 +71,19 @@ func reports(t testing.TB) *replays {
 	e := engine(t, swingsettest.Version, recipes.Release)
 	store := swingsettest.Store(t)
 	name, _ := json.Marshal(map[string]string{"name": hostile})
-	change(t, store, "UPDATE kvStore SET value = json_patch(value, ?) WHERE key = 'v6.options'", string(name))
+	swingsettest.Change(t, store, "UPDATE kvStore SET value = json_patch(value, ?) WHERE key = 'v6.options'", string(name))
 	ctx := context.WithoutCancel(t.Context())
 	var err error
 	if r.same, err = replay.Run(ctx, open(t, store), e, replay.Options{Vats: vats, Passes: replay.Identical}); err != nil {
 		t.Fatal(err)
 	}
 
-	plant(t, store, "v5", 7, `#\\\"+0`, `#\\\"+7`)                                                        // what a syscall writes
-	plant(t, store, "v5", 8, `"computrons":`, `"computrons":1`)                                           // a meter
-	plant(t, store, "v5", 67, `"snapshotID":"`, `"snapshotID":"0`)                                        // the hash of a heap snapshot
-	plant(t, store, "v6", 2, `"sc":[`, `"sc":[{"s":["vatstoreDelete",`+harm+`],"r":["ok",null]},`)        // a syscall that there was not
-	change(t, store, "DELETE FROM transcriptItems WHERE vatID = 'v9' AND position >= 5")                  // a span that was pruned
-	change(t, store, "UPDATE transcriptItems SET item = item || ' ' WHERE vatID = 'v6' AND position = 6") // damage
+	swingsettest.Plant(t, store, "v5", 7, `#\\\"+0`, `#\\\"+7`)                                                        // what a syscall writes
+	swingsettest.Plant(t, store, "v5", 8, `"computrons":`, `"computrons":1`)                                           // a meter
+	swingsettest.Plant(t, store, "v5", 67, `"snapshotID":"`, `"snapshotID":"0`)                                        // the hash of a heap snapshot
+	swingsettest.Plant(t, store, "v6", 2, `"sc":[`, `"sc":[{"s":["vatstoreDelete",`+harm+`],"r":["ok",null]},`)        // a syscall that there was not
+	swingsettest.Change(t, store, "DELETE FROM transcriptItems WHERE vatID = 'v9' AND position >= 5")                  // a span that was pruned
+	swingsettest.Change(t, store, "UPDATE transcriptItems SET item = item || ' ' WHERE vatID = 'v6' AND position = 6") // damage
 	if r.planted, err = replay.Run(ctx, open(t, store), e, replay.Options{Vats: vats, Reproducers: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}

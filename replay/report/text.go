@@ -105,18 +105,18 @@ func writeDifference(b *strings.Builder, d replay.Difference, indent string) {
 	}
 }
 
-// WriteReproduction writes what came of a reproducer for a terminal.
-func WriteReproduction(w io.Writer, r *replay.Reproduction) error {
+// WriteReproduction writes what came of a reproducer on a version for a terminal.
+func WriteReproduction(w io.Writer, r *replay.Reproduction, version string) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Recorded on %s:\n", r.Column.Version)
+	fmt.Fprintf(&b, "Found on %s:\n", r.Column.Version)
 	writeDifference(&b, r.Difference, "  ")
 	switch {
 	case r.Reproduced:
-		fmt.Fprintln(&b, "\nReproduced: it is the same difference.")
+		fmt.Fprintln(&b, "\nReproduced: "+version+" makes the same difference.")
 	case len(r.Found) == 0:
-		fmt.Fprintln(&b, "\nNot reproduced: there is no difference.")
+		fmt.Fprintln(&b, "\nNot reproduced: "+version+" does what was recorded.")
 	default:
-		fmt.Fprintln(&b, "\nNot reproduced. There are other differences:")
+		fmt.Fprintf(&b, "\nNot reproduced. %s makes other differences:\n", version)
 		for _, d := range r.Found[:min(len(r.Found), shownText)] {
 			writeDifference(&b, d, "  ")
 		}
