@@ -182,6 +182,29 @@ func TestVatDoesNotStart(t *testing.T) {
 	wantCall(t, s, v, "report", "[]", `{"incarnations":1,"owners":1,"vatParameters":{},"version":1}`)
 }
 
+// A syscall that the host calls illegal is the vat's fault: all of the crank is undone.
+func TestIllegalSyscall(t *testing.T) {
+	t.Parallel()
+	illegal := false
+	s, v := start(t, "faults", Incarnation{}, func(o *Options) {
+		o.Host = host{before: func(kind string) error {
+			if kind == "resolve" && illegal {
+				return fmt.Errorf("translating: %w", &IllegalSyscallError{"there is no p-1"})
+			}
+			return nil
+		}}
+	})
+	wantCall(t, s, v, "count", "[]", "1")
+	illegal = true
+	same := unchanged(t, s)
+	if r, err := v.Crank(t.Context(), s, message("p-1", "count", "[]")); err != nil || r.Kept || r.Problem != "illegal syscall: there is no p-1" || r.Meter.Computrons == 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	same()
+	illegal = false
+	wantCall(t, s, v, "count", "[]", "2")
+}
+
 // A host that fails or panics, or whose context ends, has not had a crank, and may have it again.
 func TestHostFaults(t *testing.T) {
 	t.Parallel()

@@ -23,7 +23,8 @@ import (
 // retireExports and abandonExports.
 type Host interface {
 	// Syscall answers a syscall of a vat, ["send","o-50",…] in JSON, with data in JSON or nil for null. What it writes to tx stays if the
-	// crank does. An error that is a *CallError is told to the vat; after any other the crank has not happened, and the worker is killed.
+	// crank does. It must not call the vat's methods. An error that is a *CallError is told to the vat, and an *IllegalSyscallError is the vat's
+	// fault; after any other the crank has not happened, and the worker is killed.
 	Syscall(ctx context.Context, tx *swingstore.Tx, vat string, syscall []byte) (data []byte, err error)
 }
 
@@ -31,6 +32,15 @@ type Host interface {
 type CallError struct{ Problem string }
 
 func (e *CallError) Error() string { return e.Problem }
+
+// IllegalSyscallError is what a host says of a syscall that a vat must not make, as of an object that it does not have. The crank goes on, and
+// is not kept.
+type IllegalSyscallError struct{ Problem string }
+
+func (e *IllegalSyscallError) Error() string { return "illegal syscall: " + e.Problem }
+
+// illegalAnswer is what SwingSet tells a vat of it (agoric-sdk, packages/SwingSet/src/kernel/kernel.js).
+const illegalAnswer = `["error","syscall translation error: prepare to die"]`
 
 // Options are those of a vat.
 type Options struct {
@@ -370,7 +380,16 @@ func startManager(ctx context.Context, mo ManagerOptions) (*Manager, error) {
 	lives, kill := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })
 	defer stop()
-	return StartManager(lives, mo)
+	m, err := StartManager(lives, mo)
+	return m, causeOf(ctx, err)
+}
+
+// causeOf returns why a context has ended in place of what came of it.
+func causeOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause
+	}
+	return err
 }
 
 // fresh is a worker that has evaluated its bundles, and was told nothing yet.
@@ -591,9 +610,12 @@ func (v *Vat) deliver(ctx context.Context, tx *swingstore.Tx, delivery []byte, r
 	item := append(append([]byte(`{"d":`), delivery...), `,"sc":[`...)
 	first := true
 	var exit *Exit
+	var illegal *IllegalSyscallError
 	o, err := v.m.Deliver(ctx, delivery, func(_ context.Context, syscall []byte) ([]byte, error) {
 		answer, err := v.answer(ctx, tx, syscall, &exit)
-		if err != nil {
+		if errors.As(err, &illegal) {
+			return []byte(illegalAnswer), nil
+		} else if err != nil {
 			return nil, fmt.Errorf("answering a syscall of %s, %s: %w", v.o.ID, brief(syscall), err)
 		}
 		if !first {
@@ -609,6 +631,10 @@ func (v *Vat) deliver(ctx context.Context, tx *swingstore.Tx, delivery []byte, r
 	r.Exit = exit
 	r.Meter.Computrons, r.Meter.Allocate, r.Meter.HeapCount = o.Meter.Compute, o.Meter.Allocate, o.Meter.HeapCount
 	r.Meter.All += o.Meter.Compute
+	if illegal != nil {
+		r.Problem = illegal.Error()
+		return errUndo
+	}
 	if !o.OK {
 		r.Problem = o.Problem
 		return errUndo
@@ -725,7 +751,7 @@ func (v *Vat) maybeSnapshot(ctx context.Context, tx *swingstore.Tx, r *Result) e
 	stop := context.AfterFunc(ctx, v.m.Kill)
 	err = v.m.Snapshot(context.WithoutCancel(ctx), w, !v.o.KeepWorker)
 	if stop(); err != nil {
-		return err
+		return fmt.Errorf("taking a heap snapshot of %s: %w", v.o.ID, causeOf(ctx, err))
 	}
 	s, err := tx.SaveSnapshot(v.o.ID, w)
 	if err != nil {
