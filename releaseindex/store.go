@@ -157,6 +157,15 @@ func (s *Store) Refresh(ctx context.Context, from []repository.Repository, now t
 
 // write makes an index that of the node. If that is broken off after the first file, the next Refresh writes the second.
 func (s *Store) write(i, before *Index) error {
+	left, err := filepath.Glob(filepath.Join(s.dir, "."+fileName+"*")) // by those who were killed; others wait for the lock
+	if err != nil {
+		return err
+	}
+	for _, name := range left {
+		if err := os.Remove(name); err != nil {
+			return err
+		}
+	}
 	if before == nil || !bytes.Equal(i.zip, before.zip) {
 		if err := renameio.WriteFile(filepath.Join(s.dir, fileName), i.zip, 0o644); err != nil {
 			return err
