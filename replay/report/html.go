@@ -43,10 +43,11 @@ func WriteHTML(w io.Writer, r *replay.Report) error {
 	return pageTemplate.Execute(w, newPage(r))
 }
 
-// A vat's differences are shown up to this many of a dimension, and its spans up to this many; JSON has them all.
+// A vat's differences are shown up to this many of a dimension. Of a vat with more than so many spans only those are listed that are not as
+// recorded, up to this many. JSON has them all.
 const (
 	maxShown = 5
-	maxSpans = 500
+	maxSpans = 60
 )
 
 // page is a report as the page shows it.
@@ -138,7 +139,7 @@ func newCell(r *replay.Report, v *replay.VatRun, run int) cell {
 	c := cell{VatRun: v, Heading: column(r, run), Rest: rest(v.Totals)}
 	c.Word, c.Class = verdict(v.Totals, r.Passes)
 	shown := make(map[replay.Dimension]int)
-	for i, s := range v.Spans {
+	for _, s := range v.Spans {
 		if s.Outcome != replay.Replayed && (len(c.Reasons) == 0 || c.Reasons[len(c.Reasons)-1].Reason != s.Reason) && len(c.Reasons) < maxShown {
 			c.Reasons = append(c.Reasons, s)
 		}
@@ -147,10 +148,8 @@ func newCell(r *replay.Report, v *replay.VatRun, run int) cell {
 				c.Shown = append(c.Shown, newDifference(d))
 			}
 		}
-		if i == maxSpans {
-			c.Unlisted = len(v.Spans) - maxSpans
-		}
-		if i < maxSpans {
+		asRecorded := s.Outcome == replay.Replayed && s.Level == replay.Identical
+		if len(c.Listed) < maxSpans && (len(v.Spans) <= maxSpans || !asRecorded) {
 			one := replay.Totals{Level: s.Level, Count: map[replay.Outcome]int{s.Outcome: 1}}
 			view := spanView{Span: s}
 			if view.Word, view.Class = verdict(one, r.Passes); s.Outcome != replay.Replayed {
@@ -159,6 +158,7 @@ func newCell(r *replay.Report, v *replay.VatRun, run int) cell {
 			c.Listed = append(c.Listed, view)
 		}
 	}
+	c.Unlisted = len(v.Spans) - len(c.Listed)
 	for _, n := range v.Differences {
 		c.Hidden += n
 	}

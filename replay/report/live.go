@@ -69,11 +69,15 @@ func (l *Live) Observe(e replay.Event) {
 		l.mu.Unlock()
 		l.add(e.Deliveries)
 	case replay.Finished:
-		l.add(e.Result.End - e.Result.Start - l.span[key]) // items that are no deliveries, and those after its end
-		delete(l.span, key)
-		if !e.Cached {
+		if e.Cached {
+			l.add(e.Deliveries)
+		} else {
+			if e.Result.Outcome != replay.Replayed { // the rest of it will not be made
+				l.add(max(0, e.Result.End-e.Result.Start-2-l.span[key]))
+			}
 			l.finish(vat)
 		}
+		delete(l.span, key)
 		l.tell(e)
 	}
 }

@@ -166,21 +166,12 @@ func newPlot(title, unit string, lines []line, first, last int64, starts, marks 
 	}
 	p.XTicks = xTicks
 	for i, l := range lines {
-		var b strings.Builder
-		for j := range l.X {
-			switch {
-			case dots && l.Y[j] <= 0:
-				continue
-			case dots:
-				b.WriteString("M" + coordinate(x.at(l.X[j])) + " " + coordinate(y.at(l.Y[j])) + "h0")
-			case j == 0:
-				b.WriteString("M" + coordinate(x.at(l.X[j])) + " " + coordinate(y.at(l.Y[j])))
-			default:
-				b.WriteString("L" + coordinate(x.at(l.X[j])) + " " + coordinate(y.at(l.Y[j])))
-			}
+		path := curvePath
+		if dots {
+			path = dotsPath
 		}
-		if b.Len() > 0 {
-			p.Curves = append(p.Curves, curve{i, b.String()})
+		if d := path(l, x, y); d != "" {
+			p.Curves = append(p.Curves, curve{i, d})
 		}
 	}
 	if len(starts) <= maxBoundaries {
@@ -198,6 +189,48 @@ func newPlot(title, unit string, lines []line, first, last int64, starts, marks 
 		}
 	}
 	return p
+}
+
+// dotsPath draws dots, one for all that fall on the same place.
+func dotsPath(l line, x, y axis) string {
+	var b strings.Builder
+	drawn := make(map[[2]int]bool)
+	for i := range l.X {
+		at := [2]int{int(math.Round(x.at(l.X[i]))), int(math.Round(y.at(l.Y[i])))}
+		if l.Y[i] > 0 && !drawn[at] {
+			drawn[at] = true
+			fmt.Fprintf(&b, "M%d %dh0", at[0], at[1])
+		}
+	}
+	return b.String()
+}
+
+// curvePath draws a curve: through the highest and the lowest of all points that have no room beside each other.
+func curvePath(l line, x, y axis) string {
+	var b strings.Builder
+	draw := func(i int) {
+		command := "L"
+		if b.Len() == 0 {
+			command = "M"
+		}
+		b.WriteString(command + coordinate(x.at(l.X[i])) + " " + coordinate(y.at(l.Y[i])))
+	}
+	for i := 0; i < len(l.X); {
+		low, high, end := i, i, i
+		for ; end < len(l.X) && x.at(l.X[end]) < x.at(l.X[i])+1; end++ {
+			if l.Y[end] < l.Y[low] {
+				low = end
+			}
+			if l.Y[end] > l.Y[high] {
+				high = end
+			}
+		}
+		if draw(min(low, high)); low != high {
+			draw(max(low, high))
+		}
+		i = end
+	}
+	return b.String()
 }
 
 // coordinate writes a coordinate.
