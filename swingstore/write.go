@@ -42,7 +42,7 @@ func (s *Store) Begin() (*Tx, error) {
 		return nil, s.wrap(err, "beginning a transaction")
 	}
 	r := s.Reader
-	r.q, r.whole = s.writer, true
+	r.q, r.whole = prepared{s}, true
 	return &Tx{Reader: r, s: s}, nil
 }
 
@@ -146,16 +146,43 @@ func (s *Store) exec(query string, args ...any) error {
 		_, err := s.writer.ExecContext(ctx, query)
 		return err
 	}
+	stmt, err := s.prepare(query)
+	if err != nil {
+		return err
+	}
+	_, err = stmt.ExecContext(ctx, args...)
+	return err
+}
+
+func (s *Store) prepare(query string) (*sql.Stmt, error) {
 	stmt := s.stmts[query]
 	if stmt == nil {
 		var err error
-		if stmt, err = s.writer.PrepareContext(ctx, query); err != nil {
-			return err
+		if stmt, err = s.writer.PrepareContext(context.Background(), query); err != nil {
+			return nil, err
 		}
 		s.stmts[query] = stmt
 	}
-	_, err := stmt.ExecContext(ctx, args...)
-	return err
+	return stmt, nil
+}
+
+// prepared reads with the connection of transactions. Each query is compiled once, which takes longer than a short one does.
+type prepared struct{ s *Store }
+
+func (p prepared) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	stmt, err := p.s.prepare(query)
+	if err != nil {
+		return nil, err
+	}
+	return stmt.QueryContext(ctx, args...)
+}
+
+func (p prepared) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	stmt, err := p.s.prepare(query)
+	if err != nil {
+		return p.s.writer.QueryRowContext(ctx, query, args...) // which fails likewise
+	}
+	return stmt.QueryRowContext(ctx, args...)
 }
 
 // Set sets a key of the kernel.
