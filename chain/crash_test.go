@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -186,33 +187,51 @@ func fill(path string) {
 	}
 }
 
-// reference runs a script undisturbed, and returns the app hash of each height.
-func reference(ctx context.Context, t *testing.T, s *script) []string {
+// short is a short life of a chain, which all tests here share, and the app hash of each height when nothing disturbs it.
+var short struct {
+	once   sync.Once
+	s      *script
+	hashes []string
+}
+
+// reference returns it.
+func reference(ctx context.Context, t *testing.T) (*script, []string) {
 	t.Helper()
-	r := &ran{results: make(map[string]chain.Result)}
-	n := open(t, t.TempDir(), vattest.Engines(t, oldVersion, newVersion), chain.Options{Jobs: 2})
-	defer n.Close()
-	hashes := []string{n.AppHash()}
-	if err := n.Feed(ctx, bytes.NewReader(s.Bytes()), "", func(b *chain.Block) {
-		r.add(t, b)
-		hashes = append(hashes, b.AppHash)
-	}); err != nil {
-		t.Fatal(err)
+	short.once.Do(func() {
+		vats, blocks := 4, 6
+		if os.Getenv(soakEnv) != "" {
+			vats, blocks = 8, 40
+		}
+		s := rollout(t, vats, blocks, 4)
+		r := &ran{results: make(map[string]chain.Result)}
+		n := open(t, t.TempDir(), vattest.Engines(t, oldVersion, newVersion), chain.Options{Jobs: 2})
+		defer n.Close()
+		hashes := []string{n.AppHash()}
+		if err := n.Feed(ctx, bytes.NewReader(s.Bytes()), "", func(b *chain.Block) {
+			r.add(t, b)
+			hashes = append(hashes, b.AppHash)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		s.check(r)
+		short.s, short.hashes = s, hashes
+	})
+	if short.s == nil {
+		t.Fatal("the life that this is compared with has failed")
 	}
-	s.check(r)
-	return hashes
+	return short.s, short.hashes
 }
 
 // A node that is killed at any time goes on from the boundary of a block; what comes of it is the same.
 func TestKilled(t *testing.T) {
-	kills, vats, blocks := 15, 4, 6
-	if os.Getenv("ENGINERY_SOAK") != "" {
-		kills, vats, blocks = 400, 8, 40
+	t.Parallel()
+	kills := 15
+	if os.Getenv(soakEnv) != "" {
+		kills = 400
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*deadline)
 	defer cancel()
-	s := rollout(t, vats, blocks, 4)
-	hashes := reference(ctx, t, s)
+	s, hashes := reference(ctx, t)
 	c := newChild(t, s)
 	r := rand.New(rand.NewPCG(3, 4))
 	patience := 300 * time.Millisecond // how long a node lives at most; longer if it makes no block in it
@@ -295,10 +314,10 @@ func head(ctx context.Context, t testing.TB, dir string, hashes []string) (int64
 
 // On a full disk a block is not made, and when there is room again it is.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
-	s := rollout(t, 3, 4, 3)
-	hashes := reference(ctx, t, s)
+	s, hashes := reference(ctx, t)
 	c := newChild(t, s)
 	for at, line := range strings.Split(s.String(), "\n") { // the block of the adoption
 		if strings.Contains(line, `"type":"adopt"`) {
@@ -336,10 +355,10 @@ func TestDiskFull(t *testing.T) {
 
 // Without the engine of a version, a block that adopts it, or has a vat start on it, is not made; when it is there, the block is.
 func TestMissingEngine(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
-	s := rollout(t, 2, 4, 3)
-	hashes := reference(ctx, t, s)
+	s, hashes := reference(ctx, t)
 	all := vattest.Engines(t, oldVersion, newVersion)
 	there := true
 	get := func(version string) (*vat.Engine, error) {

@@ -25,6 +25,7 @@ const screenshotsEnv = "ENGINERY_SCREENSHOTS"
 
 // The pages show a chain in the middle of a rollout: on a phone, in the dark, without JavaScript; and with it they follow.
 func TestPage(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
 	s := rollout(t, 7, 10, 6)

@@ -4,8 +4,8 @@
 // It is deterministic: same store and calls, same store after. It makes no block and has no policy; whoever calls it says when an event is
 // taken from the run queue, and whether the delivery that it becomes is made now or kept for later.
 //
-// What SwingSet has and this has not: devices, vatAdmin (vats are installed, upgraded and terminated from outside), the acceptance queue,
-// meters that are refilled, and bringOutYourDead by the amount of dirt: it is delivered before heap snapshots and upgrades only.
+// What SwingSet has and this has not: devices, vatAdmin (vats are installed, upgraded and terminated from outside), pipelining to vats, meters
+// that are refilled, and bringOutYourDead by the amount of dirt: it is delivered before heap snapshots and upgrades only.
 package kernel
 
 import (
@@ -182,52 +182,67 @@ func (k *Kernel) Results(ctx context.Context, tx *swingstore.Tx) (results []Resu
 	return results, err
 }
 
-// Queued returns how many events are in the run queue.
-func Queued(ctx context.Context, r *swingstore.Reader) (int64, error) {
-	first, after, err := queue(ctx, r)
-	return after - first, err
+// Queued returns how many events wait for their turn.
+func Queued(ctx context.Context, r *swingstore.Reader) (n int64, err error) {
+	for _, name := range queues {
+		first, after, err := queue(ctx, r, name)
+		if err != nil {
+			return 0, err
+		}
+		n += after - first
+	}
+	return n, nil
 }
 
-// queue returns the positions of the first event of the run queue, and after the last.
-func queue(ctx context.Context, r *swingstore.Reader) (first, after int64, err error) {
-	text, err := optional(r.Get(ctx, "runQueue"))
+// queues are where events wait: those whose target is known, and before that those that are to be looked at.
+var queues = []string{"runQueue", "acceptanceQueue"}
+
+// queue returns the positions of the first event of a queue, and after the last.
+func queue(ctx context.Context, r *swingstore.Reader, name string) (first, after int64, err error) {
+	text, err := optional(r.Get(ctx, name))
 	if text == "" || err != nil {
 		return 0, 0, err
 	}
 	var ends [2]int64
 	if err := json.Unmarshal([]byte(text), &ends); err != nil {
-		return 0, 0, fmt.Errorf("%s: reading key %q: %w", r.Path(), "runQueue", err)
+		return 0, 0, fmt.Errorf("%s: reading key %q: %w", r.Path(), name, err)
 	}
 	return ends[0], ends[1], nil
 }
 
-// Expected returns the vats that the first events of the run queue are for, as far as can be told, at most so many events.
+// Expected returns the vats that the next events are for, as far as can be told, at most so many of each queue.
 func Expected(ctx context.Context, r *swingstore.Reader, most int64) (vats []string, err error) {
-	first, after, err := queue(ctx, r)
-	for at := first; at < min(after, first+most) && err == nil; at++ {
-		var text string
-		if text, err = r.Get(ctx, fmt.Sprintf("runQueue.%d", at)); err != nil {
-			break
+	for _, name := range queues {
+		first, after, err := queue(ctx, r, name)
+		for at := first; at < min(after, first+most) && err == nil; at++ {
+			var text string
+			if text, err = r.Get(ctx, fmt.Sprintf("%s.%d", name, at)); err != nil {
+				break
+			}
+			var e event
+			if err = json.Unmarshal([]byte(text), &e); err != nil {
+				break
+			}
+			id := e.VatID
+			if e.Type == "send" {
+				id, err = optional(r.Get(ctx, e.Target+".owner"))
+			}
+			if id != "" && !slices.Contains(vats, id) {
+				vats = append(vats, id)
+			}
 		}
-		var e event
-		if err = json.Unmarshal([]byte(text), &e); err != nil {
-			break
-		}
-		id := e.VatID
-		if e.Type == "send" {
-			id, err = optional(r.Get(ctx, e.Target+".owner"))
-		}
-		if id != "" && !slices.Contains(vats, id) {
-			vats = append(vats, id)
+		if err != nil {
+			return nil, err
 		}
 	}
-	return vats, err
+	return vats, nil
 }
 
 // Next takes what is next: garbage that a vat has to be told of, and otherwise the first event of the run queue. The delivery is nil
 // if that needed none, as a message to a rejected promise, and more is false if nothing was left.
 func (k *Kernel) Next(ctx context.Context, tx *swingstore.Tx) (d *Delivery, more bool, err error) {
 	err = k.try(ctx, tx, func(s *state) error {
+		s.accept()
 		if d = s.nextGC(); d != nil {
 			more = true
 			return nil

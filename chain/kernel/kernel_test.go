@@ -19,19 +19,25 @@ import (
 
 const version = "agoric-upgrade-16"
 
-const deadline = 4 * time.Minute
+const deadline = 10 * time.Minute
 
 // machine is a kernel with its vats.
 type machine struct {
-	t    *testing.T
-	ctx  context.Context
-	s    *swingstore.Store
-	k    *kernel.Kernel
-	vats *vattest.Vats
-	sent int
+	t       testing.TB
+	version string
+	ctx     context.Context
+	s       *swingstore.Store
+	k       *kernel.Kernel
+	vats    *vattest.Vats
+	sent    int
 }
 
-func start(t *testing.T) *machine {
+// snapshotInterval is short, since vats are told to look for garbage before a heap snapshot.
+const snapshotInterval = 20
+
+func start(t *testing.T) *machine { return startOn(t, version) }
+
+func startOn(t testing.TB, version string) *machine {
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
 	s, err := swingstore.Memory()
@@ -39,8 +45,8 @@ func start(t *testing.T) *machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
-	m := &machine{t: t, ctx: ctx, s: s, vats: &vattest.Vats{Options: vat.Options{
-		Engines: vattest.Engines(t, version), SnapshotInterval: 20, KeepWorker: true,
+	m := &machine{t: t, version: version, ctx: ctx, s: s, vats: &vattest.Vats{Options: vat.Options{
+		Engines: vattest.Engines(t, version), SnapshotInterval: snapshotInterval,
 	}}}
 	m.k = kernel.New(func(id string) *vat.Vat { return m.vats.Get(t, id) })
 	m.vats.Options.Host = m.k
@@ -71,7 +77,7 @@ func (m *machine) install(name, bundle string, parameters any) (id string) {
 			return err
 		}
 		var r *vat.Result
-		id, r, err = m.k.Install(m.ctx, tx, vat.Incarnation{Name: name, Engine: version, BundleID: b, Parameters: data})
+		id, r, err = m.k.Install(m.ctx, tx, vat.Incarnation{Name: name, Engine: m.version, BundleID: b, Parameters: data})
 		if err == nil && !r.Kept {
 			err = errors.New(r.Problem)
 		}
@@ -109,6 +115,14 @@ type ref string
 // run makes all deliveries, and returns the results by key. Then what the kernel counts is counted anew.
 func (m *machine) run() map[string]string {
 	m.t.Helper()
+	results := m.deliverAll()
+	m.audit()
+	return results
+}
+
+// deliverAll makes all deliveries, and returns the results by key.
+func (m *machine) deliverAll() map[string]string {
+	m.t.Helper()
 	results := make(map[string]string)
 	for more := true; more; {
 		m.update(func(tx *swingstore.Tx) error {
@@ -134,7 +148,6 @@ func (m *machine) run() map[string]string {
 			return err
 		})
 	}
-	m.audit()
 	return results
 }
 
@@ -211,7 +224,7 @@ func (m *machine) audit() {
 			hold(data.Slots...)
 		case len(parts) == 2 && parts[1] == "result":
 			hold(parts[0])
-		case parts[0] == "runQueue" && len(parts) == 2, len(parts) == 3 && parts[1] == "queue":
+		case (parts[0] == "runQueue" || parts[0] == "acceptanceQueue") && len(parts) == 2, len(parts) == 3 && parts[1] == "queue":
 			var i item
 			if err := json.Unmarshal([]byte(value), &i); err != nil {
 				m.t.Fatal(err)
@@ -296,7 +309,7 @@ func TestVats(t *testing.T) {
 	got := m.run()
 	for key, want := range map[string]string{
 		waiting: `#"alice has 7"`, settled: `#3`,
-		relayed: `rejected: #{"#error":"Cannot deliver \"hear\" to target; it is not an object","errorId":"error:liveSlots:v1#70002","name":"Error"}`,
+		relayed: `rejected: #{"#error":"data is not callable, has no method hear","errorId":"error:liveSlots:v1#70002","name":"Error"}`,
 	} {
 		if got[key] != want {
 			t.Errorf("result %s is %s, expected %s", key, got[key], want)
@@ -324,4 +337,60 @@ func TestVats(t *testing.T) {
 		}
 	}
 	t.Log(before, "keys before cleaning up,", len(m.dump()), "after")
+}
+
+// An upgrade ends what a vat had promised and what does not outlive its incarnation; one that fails ends nothing.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	m := start(t)
+	bundles := swingsettest.Bundles(t, "peer-1", "peer-2", "peer-throws")
+	alice := m.install("alice", "peer-1", map[string]any{"name": "alice"})
+	bob := m.install("bob", "peer-1", map[string]any{"name": "bob"})
+	upgrade := func(bundle []byte) (r *vat.Result) {
+		t.Helper()
+		m.update(func(tx *swingstore.Tx) error {
+			id, err := tx.AddBundle(bundle)
+			if err != nil {
+				return err
+			}
+			v, err := tx.Vat(m.ctx, bob)
+			if err != nil {
+				return err
+			}
+			r, err = m.k.Upgrade(m.ctx, tx, bob, vat.Incarnation{Engine: version, BundleID: id, Parameters: v.Parameters}, "to 2", false)
+			return err
+		})
+		m.audit()
+		return r
+	}
+	owned := func() (n int) {
+		for key, value := range m.dump() {
+			if strings.HasSuffix(key, ".owner") && value == bob {
+				n++
+			}
+		}
+		return n
+	}
+	m.call(`#"it"`, bob, "give", ref(alice), "it") // an object that bob does not keep
+	m.call(`#"$0.Alleged: Token"`, bob, "token", "x")
+	waiting := m.send(alice, "wait", ref(bob))
+	m.run()
+	before := owned()
+	if r := upgrade(bundles[2]); r.Kept || !strings.Contains(r.Problem, "version 2 does not start") {
+		t.Errorf("%+v", r)
+	}
+	if got := m.run(); len(got) != 0 || owned() != before {
+		t.Errorf("after an upgrade that has failed: %v, %d objects, expected %d", got, owned(), before)
+	}
+	m.call(`#{"incarnation":1,"name":"bob","version":1}`, bob, "report")
+	if r := upgrade(bundles[1]); !r.Kept {
+		t.Errorf("%+v", r)
+	}
+	if got := m.run(); len(got) != 1 || got[waiting] != `rejected: #{"incarnationNumber":0,"name":"vatUpgraded","upgradeMessage":"to 2"}` {
+		t.Errorf("after the upgrade: %v", got)
+	}
+	if n := owned(); n != 1 {
+		t.Errorf("after the upgrade bob has %d objects, expected its root", n)
+	}
+	m.call(`#{"incarnation":2,"name":"bob","version":2}`, bob, "report")
 }

@@ -140,7 +140,8 @@ func (s *kv) keysWith(prefix string, limit int) (found []string) {
 //	vN.c.KREF            "R VREF" or "_ VREF": the vat reaches it, or only recognizes it
 //	vN.c.VREF            KREF
 //	vN.terminated        why; SwingSet has none
-//	runQueue             sends and notifies
+//	acceptanceQueue      sends and notifies that were not looked at yet
+//	runQueue             those of them that are next; a send to a promise that is not resolved is in the promise's queue instead
 //	gcActions            what vats have to be told of, as "vN dropExport koN"
 //	results              for the outside; SwingSet has none
 //	vats.terminated      the vats that are to be cleaned up
@@ -291,11 +292,27 @@ func (s *state) toVats(vat string, refs []string) []string {
 	return vrefs
 }
 
-// send puts a message at the end of the run queue.
+// send sends a message.
 func (s *state) send(target string, msg *Message) {
 	s.addRef(target)
 	s.holdMessage(msg, s.addRef)
-	s.push("runQueue", event{Type: "send", Target: target, Msg: msg})
+	s.push("acceptanceQueue", event{Type: "send", Target: target, Msg: msg})
+}
+
+// accept puts what has come to the end of the run queue, or of that of a promise.
+func (s *state) accept() {
+	for {
+		var e event
+		if !s.shift("acceptanceQueue", &e) {
+			return
+		}
+		if e.Type == "send" && isPromise(e.Target) && s.get(e.Target+".state") == "unresolved" {
+			s.removeRef(e.Target) // which is held by who can resolve it
+			s.push(e.Target+".queue", e.Msg)
+		} else {
+			s.push("runQueue", e)
+		}
+	}
 }
 
 // holdMessage does something with all that a message refers to.
@@ -308,10 +325,10 @@ func (s *state) holdMessage(msg *Message, do func(ref string)) {
 	}
 }
 
-// notify tells a vat, by the run queue, that a promise is resolved.
+// notify tells a vat that a promise is resolved.
 func (s *state) notify(vat, promise string) {
 	s.addRef(promise)
-	s.push("runQueue", event{Type: "notify", VatID: vat, Promise: promise})
+	s.push("acceptanceQueue", event{Type: "notify", VatID: vat, Promise: promise})
 }
 
 // release lets go of what a delivery refers to.
@@ -350,13 +367,7 @@ func (s *state) route(target string, msg *Message) *Delivery {
 		s.release(d)
 		return nil
 	}
-	switch s.get(target + ".state") {
-	case "unresolved":
-		// The queue of a promise does not hold the promise: who could resolve it does.
-		s.removeRef(target)
-		s.push(target+".queue", msg)
-		return nil
-	case "rejected":
+	if s.get(target+".state") == "rejected" {
 		return refuse(s.data(target))
 	}
 	data := s.data(target)
@@ -364,10 +375,10 @@ func (s *state) route(target string, msg *Message) *Delivery {
 	if object == "" {
 		var call []json.RawMessage
 		method := "?"
-		if json.Unmarshal([]byte(strings.TrimPrefix(msg.Methargs.Body, "#")), &call) == nil && len(call) > 0 {
+		if json.Unmarshal([]byte(strings.TrimPrefix(msg.Methargs.Body, "#")), &call) == nil && len(call) > 0 && json.Unmarshal(call[0], &method) != nil {
 			method = string(call[0])
 		}
-		return refuse(*makeError(fmt.Sprintf("Cannot deliver %s to target; it is not an object", method)))
+		return refuse(*makeError("data is not callable, has no method " + method)) // as SwingSet says it
 	}
 	if d.Vat = s.owner(object); d.Vat == "" {
 		s.drop(d)

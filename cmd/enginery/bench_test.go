@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -19,12 +18,8 @@ func BenchmarkStart(b *testing.B) {
 	if status, out := run(b.Context(), b, home, "prefetch"); status != 0 {
 		b.Fatalf("status %d\n%s", status, out)
 	}
-	program := filepath.Join(b.TempDir(), "enginery")
-	build := exec.Command("go", "build", "-trimpath", "-o", program, ".") // as mage install does it
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
+	program, err := exec.LookPath("enginery")
+	must(b, err)
 	commands := []struct {
 		unit string
 		args []string
