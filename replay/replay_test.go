@@ -119,6 +119,8 @@ func TestIdenticalAll(t *testing.T) {
 			r := run(t, s, e, replay.Options{Start: start})
 			if total := r.Totals(0); total.Level != replay.Identical || !total.Whole() {
 				t.Errorf("%s from %s: %s", platform, start, show(t, total))
+			} else {
+				t.Logf("%s from %s: %d deliveries in %v spans", platform, start, total.Deliveries, total.Count)
 			}
 		}
 	}

@@ -3,7 +3,8 @@
 //
 //   node peer.js TRANSCRIPT BUNDLES WORKER
 //
-// BUNDLES is a folder with each bundle under its ID. It prints the number of deliveries and the seconds that they took.
+// BUNDLES is a folder with each bundle under its ID. It prints the number of deliveries, the seconds that they took, and the
+// CPU time that this process used for them.
 import '@endo/init/debug.js';
 import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -47,6 +48,7 @@ let manager;
 let vatID;
 let deliveries = 0;
 let begun;
+let cpu;
 for await (const line of readline.createInterface({ input: fs.createReadStream(transcript) })) {
   const entry = JSON.parse(line);
   if (entry.type === 'create-vat') {
@@ -59,6 +61,7 @@ for await (const line of readline.createInterface({ input: fs.createReadStream(t
     };
     manager = await factory.createFromBundle(vatID, bundle(entry.vatSourceBundleID), options, {});
     begun = performance.now();
+    cpu = process.cpuUsage();
     continue;
   }
   switch (entry.d[0]) {
@@ -77,5 +80,6 @@ for await (const line of readline.createInterface({ input: fs.createReadStream(t
     }
   }
 }
-console.log(JSON.stringify({ deliveries, seconds: (performance.now() - begun) / 1000 }));
+const { user, system } = process.cpuUsage(cpu);
+console.log(JSON.stringify({ deliveries, seconds: (performance.now() - begun) / 1000, cpuSeconds: (user + system) / 1e6 }));
 await manager.shutdown();
