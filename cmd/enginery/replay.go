@@ -232,7 +232,11 @@ func (a *app) replay(cmd *cobra.Command, f *replayFlags, versions []string, run 
 	if err := write(f.junit, func(w io.Writer) error { return report.WriteJUnit(w, r) }); err != nil {
 		return err
 	}
-	if err := a.print(cmd, r, func(out io.Writer) error { return report.WriteText(out, r) }); err != nil {
+	show := report.WriteText
+	if a.asJSON {
+		show = report.WriteJSON
+	}
+	if err := show(cmd.OutOrStdout(), r); err != nil {
 		return err
 	}
 	switch v := report.VerdictOf(r); {
