@@ -517,3 +517,36 @@ func TestEngineInOptions(t *testing.T) {
 	}
 	check("")
 }
+
+// Of a vat's options, what only a later kernel knows of stays as it is when the vat is recorded anew.
+func TestOptionsOfLaterKernels(t *testing.T) {
+	t.Parallel()
+	s, err := swingstore.Memory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const (
+		recorded = `{"workerOptions":{"type":"xsnap","bundleIDs":["b0-1","b0-2"]},"name":"a<b","vatParameters":{"b":1,"a":[2]},"enableSetup":false,` +
+			`"enablePipelining":false,"enableDisavow":true,"useTranscript":true,"reapDirtThreshold":{"never":true},"critical":true,"meterID":"m1","later":null}`
+		want = `{"workerOptions":{"type":"xsnap","bundleIDs":["b0-1","b0-2"],"engine":"agoric-upgrade-22"},"name":"a<b","vatParameters":{"b":1,"a":[2]},"enableSetup":false,` +
+			`"enablePipelining":false,"enableDisavow":true,"useTranscript":true,"reapDirtThreshold":{"never":true},"critical":true,"later":null}`
+	)
+	err = s.Update(func(tx *swingstore.Tx) error {
+		if err := errors.Join(tx.InitTranscript("v1"), tx.Set("v1.options", recorded)); err != nil {
+			return err
+		}
+		v, err := tx.Vat(t.Context(), "v1")
+		if err != nil {
+			return err
+		}
+		v.Options.WorkerOptions.Engine, v.Options.MeterID = "agoric-upgrade-22", ""
+		return tx.SetVat(*v)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Get(t.Context(), "v1.options"); err != nil || got != want {
+		t.Errorf("%s, %v; expected %s", got, err, want)
+	}
+}

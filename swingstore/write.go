@@ -11,6 +11,8 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"maps"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -222,9 +224,10 @@ func (tx *Tx) AddBundle(bundle []byte) (string, error) {
 	return id, nil
 }
 
-// SetVat records a vat's options, source and, unless they are nil, parameters, which may be new. RawOptions is not looked at. A new vat is a dynamic one.
+// SetVat records a vat's options, source and, unless they are nil, parameters, which may be new. Of RawOptions it keeps what Options does not
+// have. A new vat is a dynamic one.
 func (tx *Tx) SetVat(v Vat) error {
-	options, err := encode(v.Options)
+	options, err := mergeOptions(v.RawOptions, v.Options)
 	if err != nil {
 		return fmt.Errorf("recording %s: %w", v.ID, err)
 	}
@@ -256,6 +259,75 @@ func (tx *Tx) SetVat(v Vat) error {
 		return err
 	}
 	return tx.Set(v.ID+".vatParameters", string(v.Parameters))
+}
+
+// mergeOptions encodes options, with what a kernel that knows of more has recorded beside them, and in its order.
+func mergeOptions(raw json.RawMessage, o Options) (string, error) {
+	text, err := encode(o)
+	if err != nil || raw == nil {
+		return text, err
+	}
+	keys, old, err := members(raw)
+	if err != nil || old == nil {
+		return text, err
+	}
+	newKeys, values, err := members([]byte(text))
+	if err != nil {
+		return "", err
+	}
+	for t, i := reflect.TypeFor[Options](), 0; i < t.NumField(); i++ {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		delete(old, name)
+	}
+	for _, key := range newKeys {
+		if !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	maps.Copy(old, values)
+	var b strings.Builder
+	b.WriteByte('{')
+	for _, key := range keys {
+		value, ok := old[key]
+		if !ok {
+			continue
+		}
+		if b.Len() > 1 {
+			b.WriteByte(',')
+		}
+		name, err := encode(key)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&b, "%s:%s", name, value)
+	}
+	b.WriteByte('}')
+	return b.String(), nil
+}
+
+// members returns the keys of an object in JSON in their order, and their values.
+func members(object []byte) (keys []string, values map[string]json.RawMessage, err error) {
+	if err := json.Unmarshal(object, &values); err != nil {
+		return nil, nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(object))
+	if _, err := d.Token(); err != nil {
+		return nil, nil, err
+	}
+	for d.More() {
+		key, err := d.Token()
+		if err != nil {
+			return nil, nil, err
+		}
+		var value json.RawMessage
+		if err := d.Decode(&value); err != nil {
+			return nil, nil, err
+		}
+		if name := key.(string); !slices.Contains(keys, name) {
+			keys = append(keys, name)
+		}
+	}
+	return keys, values, nil
 }
 
 // encode is JSON.stringify: nothing is escaped for HTML.
