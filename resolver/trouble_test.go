@@ -368,7 +368,7 @@ func TestManyFail(t *testing.T) {
 // TestKilled kills processes at random moments, two at a time, ENGINERY_TEST_KILLS times. Whatever the store then resolves to is whole, and the next
 // one completes it.
 func TestKilled(t *testing.T) {
-	rounds := 30
+	rounds := 20
 	if n, err := strconv.Atoi(os.Getenv("ENGINERY_TEST_KILLS")); err == nil {
 		rounds = n
 	}
