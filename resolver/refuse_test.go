@@ -336,6 +336,7 @@ func TestRecordMustBeOfWhatWasSigned(t *testing.T) {
 	w := made(t)
 	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
 	w.publish(t, repo, id, w.good(id)...)
+	w.publish(t, repo, another, w.good(another)...)
 	of := func(v string) *manifests.Manifest {
 		m, err := manifests.Load(v)
 		if err != nil {
@@ -354,9 +355,14 @@ func TestRecordMustBeOfWhatWasSigned(t *testing.T) {
 		"another config":    {func(p *manifests.Platform) { p.Config = other.Config }, "has the config " + other.Config},
 		"one file less":     {func(p *manifests.Platform) { delete(p.Files, "supervisor.bundle") }, `has "supervisor.bundle" as , 910219 bytes`},
 		"one file more":     {func(p *manifests.Platform) { p.Files["more"] = other.Config }, "has no more: its manifest"},
+		"another version":   {func(p *manifests.Platform) {}, w.index[another].Digest.String()},
 		"nothing to change": {func(p *manifests.Platform) {}, ""},
 	} {
 		m := of(id)
+		if name == "another version" {
+			m = of(another)
+			m.Version = id
+		}
 		test.change(m.Platforms["linux/amd64"])
 		data, err := m.JSON()
 		if err != nil {
