@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/replay"
 	"github.com/opencontainers/go-digest"
 )
@@ -157,10 +156,10 @@ func NewPlan(c *replay.Classification, o PlanOptions) (*Plan, []LeftOut, error) 
 	return plan, out, nil
 }
 
-// CheckClassification checks that a file is the replay classification that an adoption names, and that it is for going over to the adopted version
-// from one in service: a part of what Host.CheckVersion does. What the file says that was voted on is refused by all validators alike; another
-// file is this node's affair.
-func CheckClassification(file []byte, a Adoption, in engines.Channels) error {
+// CheckClassification checks that a file is the replay classification that an adoption names, and that it is about going over to the adopted
+// version: a part of what Host.CheckVersion does. What the file says that was voted on is refused by all validators alike; another file is this
+// node's affair.
+func CheckClassification(file []byte, a Adoption) error {
 	if a.Classification == "" {
 		return refuse("the adoption of %s names no replay classification; say the digest of the one that enginery replay compare wrote", a.Version)
 	}
@@ -171,9 +170,9 @@ func CheckClassification(file []byte, a Adoption, in engines.Channels) error {
 	if err := json.Unmarshal(file, &c); err != nil {
 		return refuse("%s is no replay classification: %v", a.Classification, err)
 	}
-	if c.Schema != replay.ClassificationSchema || c.To != a.Version || in.Channel(c.From) == "" {
-		return refuse("%s is a %q from %q to %q, expected a %q from %s or %s to %s",
-			a.Classification, c.Schema, c.From, c.To, replay.ClassificationSchema, in.Legacy, in.Current, a.Version)
+	if c.Schema != replay.ClassificationSchema || c.To != a.Version || c.From == a.Version {
+		return refuse("%s is a %q from %q to %q, expected a %q from another version to %s",
+			a.Classification, c.Schema, c.From, c.To, replay.ClassificationSchema, a.Version)
 	}
 	return nil
 }

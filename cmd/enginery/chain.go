@@ -171,7 +171,7 @@ func (e *chainEngines) check(_ context.Context, a upgrade.Adoption) error {
 	if have := d.Algorithm().FromBytes(content); have != d {
 		return &exit.Error{Err: fmt.Errorf("%s: expected %s, found %s", path, d, have), Code: exit.Different}
 	}
-	return nil
+	return upgrade.CheckClassification(content, a)
 }
 
 func runFile(ctx context.Context, n *chain.Node, input string, drain bool, report func(*chain.Block)) error {

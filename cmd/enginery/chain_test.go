@@ -16,6 +16,8 @@ import (
 
 	"github.com/enginery/enginery/internal/exit"
 	"github.com/enginery/enginery/internal/swingsettest"
+	"github.com/enginery/enginery/replay"
+	"github.com/opencontainers/go-digest"
 )
 
 // TestChain runs a chain from a file and from a socket, moves a vat to another version, and looks at it.
@@ -26,6 +28,7 @@ func TestChain(t *testing.T) {
 	for i, b := range swingsettest.Bundles(t, "peer-1", "peer-2") {
 		must(t, os.WriteFile(filepath.Join(folder, fmt.Sprintf("peer-%d.json", i+1)), b, 0o644))
 	}
+	classification := fmt.Appendf(nil, `{"schema":%q,"from":%q,"to":%q,"vats":[]}`, replay.ClassificationSchema, legacy, current)
 	input := filepath.Join(folder, "demo.jsonl")
 	must(t, os.WriteFile(input, fmt.Appendf(nil, `{"sender":"gov","seq":1,"type":"init","version":%q}
 {"sender":"gov","seq":2,"type":"install","vat":"one","bundle":{"file":"peer-1.json"},"parameters":{"name":"one"}}
@@ -35,9 +38,9 @@ func TestChain(t *testing.T) {
 {"sender":"alice","seq":2,"type":"deliver","vat":"one","method":"ask","args":["two","hello"]}
 {"sender":"alice","seq":3,"type":"deliver","vat":"three","method":"report"}
 {"type":"block"}
-{"sender":"gov","seq":4,"type":"adopt","version":%q}
+{"sender":"gov","seq":4,"type":"adopt","version":%q,"classification":%q}
 {"sender":"gov","seq":5,"type":"rollout"}
-`, legacy, current), 0o644))
+`, legacy, current, digest.FromBytes(classification)), 0o644))
 	home := filepath.Join(folder, "home")
 	must(t, os.MkdirAll(home, 0o755))
 	engines := []string{"--from", "oci:" + w.built, "--insecure-ignore-policy"}
@@ -62,8 +65,18 @@ func TestChain(t *testing.T) {
 	dir := filepath.Join(folder, "demo")
 	// Without engines nothing is done, by halves or otherwise; with them it goes on.
 	says(enginery(exit.Unavailable, "chain", "run", dir, "--input", input), "block 1: input 0, init 1 of gov", "not installed", "--insecure-ignore-policy")
-	out := enginery(0, append([]string{"chain", "run", dir, "--input", input, "--drain"}, engines...)...)
-	says(out, "3 inputs accepted", `deliver 3 of alice is refused: there is no vat "three"`, "upgraded v1")
+	// Nor does it adopt a version whose classification is not at hand, or another; then it goes on from there.
+	demo := append([]string{"chain", "run", dir, "--input", input, "--drain"}, engines...)
+	says(enginery(exit.Unavailable, demo...), "3 inputs accepted", `deliver 3 of alice is refused: there is no vat "three"`,
+		"block 3: input 0, adopt 4 of gov", "is not at hand", "put the file there")
+	classifications := filepath.Join(dir, "classifications")
+	must(t, os.MkdirAll(classifications, 0o755))
+	voted := filepath.Join(classifications, digest.FromBytes(classification).Encoded())
+	must(t, os.WriteFile(voted, []byte("{}"), 0o644))
+	says(enginery(exit.Different, demo...), "expected "+digest.FromBytes(classification).String())
+	must(t, os.WriteFile(voted, classification, 0o644))
+	out := enginery(0, demo...)
+	says(out, "2 inputs accepted", "upgraded v1")
 	says(enginery(0, "chain", "results", dir, "alice"), `2 block 2 fulfilled #"hello"`)
 	says(enginery(0, "upgrade", "status", dir), "legacy   "+legacy+"  1 vats", "current  "+current+"  1 vats", "is done: 1 upgraded, 0 failed", "active, legacy only")
 	says(enginery(0, "upgrade", "watch", dir), "adopted "+current, "vat-upgraded v1 "+legacy+" → "+current, "rollout-done")
@@ -82,7 +95,7 @@ func TestChain(t *testing.T) {
 	log := filepath.Join(folder, "log.jsonl")
 	must(t, os.WriteFile(log, []byte(enginery(0, "chain", "log", dir, "--inputs")), 0o644))
 	twin := filepath.Join(folder, "twin")
-	says(enginery(0, append([]string{"chain", "run", twin, "--input", log, "--jobs", "1", "--workers", "1"}, engines...)...), view.AppHash)
+	says(enginery(0, append([]string{"chain", "run", twin, "--input", log, "--jobs", "1", "--workers", "1", "--classifications", classifications}, engines...)...), view.AppHash)
 	says(enginery(exit.Usage, "chain", "run", dir), "--input and --socket")
 	says(enginery(exit.Usage, "upgrade", "status", filepath.Join(folder, "none")), "is no chain")
 
