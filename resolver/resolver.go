@@ -169,6 +169,19 @@ func (r *Resolver) version(k knowledge, name string, o Options) (*version, error
 	return v, nil
 }
 
+// Record returns the record of a version, or of a channel's: in service or not.
+func (r *Resolver) Record(name string) (*manifests.Manifest, error) {
+	k, err := r.known()
+	if err != nil {
+		return nil, err
+	}
+	id := k.channels.Version(name)
+	if err := engines.CheckVersion(id); err != nil {
+		return nil, err
+	}
+	return r.manifest(k, id)
+}
+
 // channels returns the node's channels, or those that ship if it has none.
 func (r *Resolver) channels() (engines.Channels, error) {
 	c, err := r.Home.Channels()

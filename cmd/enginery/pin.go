@@ -8,26 +8,32 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/enginery/enginery/engines"
+	"github.com/enginery/enginery/resolver"
 )
 
 func pinCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "pin VERSION…",
+		Use:   "pin [VERSION…]",
 		Short: "Keep versions from being removed by gc",
-		Long: `Pin keeps versions from being removed by enginery gc. Those of the channels legacy and current are kept anyway. A version need not be there yet.
-Without arguments it lists what is pinned.`,
+		Long: `Pin keeps versions from being removed by enginery gc. Those of the channels legacy and current are kept anyway, as long as they are
+in these. A version need not be there yet. Without arguments it lists what is pinned.`,
 		Example:           "  enginery pin agoric-upgrade-16\n  enginery pin",
 		ValidArgsFunction: a.completeVersions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			store := a.engines()
-			for _, version := range args {
-				if err := engines.CheckVersion(version); err != nil {
-					return usage(err)
-				}
+			r, err := resolver.Open(a.home, "")
+			if err != nil {
+				return err
 			}
-			for _, version := range args {
-				if err := store.Pin(version); err != nil {
+			versions := make([]string, len(args))
+			for i, name := range args {
+				m, err := r.Record(name)
+				if err != nil {
+					return err
+				}
+				versions[i] = m.Version
+			}
+			for _, version := range versions {
+				if err := r.Home.Pin(version); err != nil {
 					return fmt.Errorf("pinning %s: %w", version, err)
 				}
 			}

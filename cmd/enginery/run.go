@@ -18,7 +18,6 @@ import (
 	"github.com/enginery/enginery/artifact"
 	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/internal/exit"
-	"github.com/enginery/enginery/manifests"
 	"github.com/enginery/enginery/repl"
 	"github.com/enginery/enginery/resolver"
 	"github.com/enginery/enginery/xsnap"
@@ -166,15 +165,11 @@ func (a *app) guest(cmd *cobra.Command, g *guest, name string) (xsnap.Options, e
 
 // unvouched returns the engine of a version in a layout, whose files stay there. It is the recorded one.
 func (a *app) unvouched(from []string, name string) (*engines.Engine, error) {
-	c, err := a.engines().Channels()
-	if errors.Is(err, engines.ErrNoChannels) {
-		c, err = engines.ParseChannels("channels.toml", manifests.Channels)
-	}
+	r, err := resolver.Open(a.home, "")
 	if err != nil {
 		return nil, err
 	}
-	version := c.Version(name)
-	m, err := manifests.Load(version)
+	m, err := r.Record(name)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +182,7 @@ func (a *app) unvouched(from []string, name string) (*engines.Engine, error) {
 		if !ok {
 			return nil, usage(fmt.Errorf("--insecure-ignore-policy is for layouts on this machine, --from oci:DIR, and not for %s", source))
 		}
-		art, err := artifact.Open(dir, version)
+		art, err := artifact.Open(dir, m.Version)
 		if errors.Is(err, artifact.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 			err = &exit.Error{Err: err, Code: exit.Unavailable}
 		}
@@ -196,11 +191,11 @@ func (a *app) unvouched(from []string, name string) (*engines.Engine, error) {
 			continue
 		}
 		if art.Index.Digest.String() != m.Index {
-			return nil, &resolver.UnexpectedError{Version: version, Want: digest.Digest(m.Index), Have: art.Index.Digest, Where: source}
+			return nil, &resolver.UnexpectedError{Version: m.Version, Want: digest.Digest(m.Index), Have: art.Index.Digest, Where: source}
 		}
 		return inLayout(dir, art)
 	}
-	return nil, &resolver.UnavailableError{Version: version, Tried: tried}
+	return nil, &resolver.UnavailableError{Version: m.Version, Tried: tried}
 }
 
 // inLayout returns the engine of this platform in a layout, with the blobs as its files.
