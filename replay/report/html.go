@@ -25,6 +25,7 @@ var pageTemplate = template.Must(template.New("report").Funcs(template.FuncMap{
 	"duration":   duration,
 	"dimensions": dimensions,
 	"describe":   describe,
+	"what":       what,
 	"place":      place,
 	"plain":      func(v any) string { return words(fmt.Sprint(v)) },
 	"name":       name,

@@ -96,7 +96,7 @@ func differencesOf(run replay.VatRun) string {
 
 // writeDifference writes a difference and its diff.
 func writeDifference(b *strings.Builder, d replay.Difference, indent string) {
-	fmt.Fprintf(b, "%s%s at %s of %s, %s\n", indent, words(string(d.Dimension)), place(d), d.Vat, visible(describe(d.Delivery)))
+	fmt.Fprintf(b, "%s%s at %s of %s, %s\n", indent, what(d), place(d), d.Vat, visible(describe(d.Delivery)))
 	for _, line := range diffOf(d) {
 		fmt.Fprintf(b, "%s  %s %s\n", indent, line.Op, visible(line.Before+line.Marked+line.After))
 	}

@@ -197,6 +197,18 @@ func describe(delivery string) string {
 	return fmt.Sprintf("%s %s to %s", kind, method, target)
 }
 
+// what says in what respect something differs, and of which kind a syscall is.
+func what(d replay.Difference) string {
+	s := words(string(d.Dimension))
+	if strings.HasSuffix(string(d.Dimension), "-syscall") {
+		kind, _, ok := strings.Cut(strings.TrimPrefix(cmp.Or(d.Expected, d.Got), `["`), `"`)
+		if ok {
+			s += " " + visible(kind)
+		}
+	}
+	return s
+}
+
 // place says where a difference is.
 func place(d replay.Difference) string {
 	if strings.HasSuffix(string(d.Dimension), "-syscall") {
