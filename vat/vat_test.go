@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -405,4 +406,48 @@ func rewrite(t testing.TB, s *swingstore.Store, position int64, f func(string) s
 	if _, err := db.Exec("UPDATE transcriptSpans SET hash = ?", hash); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A heap snapshot of which a bit has changed is not loaded.
+func TestSnapshotDamaged(t *testing.T) {
+	t.Parallel()
+	s, v := start(t, "ledger-1", Incarnation{}, nil)
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := s.SnapshotInUse(t.Context(), "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.OpenSnapshot(t.Context(), snapshot)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heap, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	heap[len(heap)/2] ^= 1
+	w := swingstore.NewSnapshotWriter()
+	if _, err := w.Write(heap); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Update(func(tx *swingstore.Tx) error { _, err := tx.SaveSnapshotAt("v1", snapshot.Position, w); return err }); err != nil {
+		t.Fatal(err)
+	}
+	db, err := sql.Open("sqlite", "file:"+s.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.Exec("UPDATE snapshots SET hash = ?", snapshot.Hash); err != nil {
+		t.Fatal(err)
+	}
+	same := unchanged(t, s)
+	_, err = v.Crank(t.Context(), s, message("p-60", "sum", "[]"))
+	var damaged *swingstore.DamagedError
+	if !errors.As(err, &damaged) || !strings.Contains(err.Error(), snapshot.Hash) {
+		t.Errorf("%v", err)
+	}
+	same()
 }
