@@ -323,7 +323,7 @@ func TestRollout(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.check(first)
-	checkFailures(t, n, s)
+	checkEvents(t, n, s)
 	if err := n.Close(); err != nil {
 		t.Error(err)
 	}
@@ -375,19 +375,52 @@ func TestRollout(t *testing.T) {
 	g.Wait()
 }
 
-// checkFailures checks that upgrades have failed for the reasons that they should have.
-func checkFailures(t testing.TB, n *chain.Node, s *script) {
+// checkEvents checks that upgrades have failed for the reasons that they should have, and that all events make the controller's state.
+func checkEvents(t testing.TB, n *chain.Node, s *script) {
 	t.Helper()
 	var problems []string
+	var all []upgrade.Event
 	for height := int64(1); height <= n.Height(); height++ {
 		events, err := chain.Events(t.Context(), n.Store(), height)
 		if err != nil {
 			t.Fatal(err)
 		}
+		all = append(all, events...)
 		for _, e := range events {
 			if e.Type == upgrade.UpgradeFailed {
 				problems = append(problems, e.Problem)
 			}
+		}
+	}
+	rebuilt := upgrade.NewMemory()
+	err := upgrade.Rebuild(t.Context(), rebuilt, func(yield func(upgrade.Event, error) bool) {
+		for _, e := range all {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key := upgrade.Prefix; ; {
+		want, err := n.Store().NextKey(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(want, upgrade.Prefix) {
+			want = ""
+		}
+		got, err := rebuilt.NextKey(t.Context(), key)
+		if err != nil || got != want {
+			t.Fatalf("after %q the events make %q, %v, and the store has %q", key, got, err, want)
+		}
+		if key = want; key == "" {
+			break
+		}
+		a, _ := n.Store().Get(t.Context(), key)
+		if b, _ := rebuilt.Get(t.Context(), key); a != b {
+			t.Errorf("the events make %s %s, and the store has %s", key, b, a)
 		}
 	}
 	for _, f := range faults[:len(s.bad)] {
