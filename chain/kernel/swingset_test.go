@@ -211,6 +211,7 @@ func BenchmarkMessages(b *testing.B) {
 	var ours, theirs float64
 	for b.Loop() {
 		m := startOn(b, swingsettest.Version)
+		m.vats.Options.SnapshotInterval = int64(todo.SnapshotInterval)
 		ids := make(map[string]string)
 		for _, v := range todo.Vats {
 			ids[v.Name] = m.install(v.Name, v.Bundle, v.Parameters)
