@@ -447,7 +447,7 @@ func TestHost(t *testing.T) {
 	}
 	cmd := exec.CommandContext(t.Context(), "node", "host.mjs", "v1:bootstrap", "v8:mint")
 	cmd.Dir, cmd.Stderr = host, os.Stderr
-	cmd.Env = append(os.Environ(), "ENGINERY_HOME="+home)
+	cmd.Env = append(os.Environ(), "ENGINERY_HOME="+home, "ENGINERY_VERSION=", "ENGINERY_ARCHIVAL=")
 	out, err := cmd.Output()
 	must(t, err)
 	var ran map[string]struct{ Program, Resumed string }
