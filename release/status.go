@@ -9,6 +9,7 @@ import (
 	"github.com/enginery/enginery/internal/npm"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
+	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/toolchain"
 )
 
@@ -33,15 +34,19 @@ func status(err error) int {
 		packages    *npm.UnavailableError
 		compilers   *toolchain.UnavailableError
 		program     *client.MissingError
+		registry    *repository.UnavailableError
+		corrupt     *repository.CorruptError
 	)
 	switch {
 	case errors.As(err, &unknown), errors.As(err, &pin):
 		return exit.Usage
-	case errors.As(err, &different), errors.As(err, &golden), errors.As(err, &otherPin), errors.As(err, &tree), errors.As(err, &integrity):
+	case errors.As(err, &different), errors.As(err, &golden), errors.As(err, &otherPin), errors.As(err, &tree), errors.As(err, &integrity),
+		errors.As(err, &corrupt):
 		return exit.Different
 	case errors.As(err, &failed):
 		return Status(failed)
-	case errors.As(err, &sources), errors.As(err, &unreachable), errors.As(err, &packages), errors.As(err, &compilers), errors.As(err, &program):
+	case errors.As(err, &sources), errors.As(err, &unreachable), errors.As(err, &packages), errors.As(err, &compilers), errors.As(err, &program),
+		errors.As(err, &registry):
 		return exit.Unavailable
 	}
 	return exit.Failed

@@ -123,6 +123,11 @@ func Collect(ctx context.Context, repo repository.Repository, subject digest.Dig
 	if gone != nil {
 		return evidence, fmt.Errorf("reading the signatures of %s: %w", subject, gone)
 	}
+	if !slices.ContainsFunc(evidence, func(e Evidence) bool { return e.Predicate() == SignPredicate }) {
+		if old, err := repo.Resolve(ctx, "sha256-"+subject.Encoded()+".sig"); err == nil {
+			evidence = append(evidence, Evidence{Digest: old.Digest, Problem: "it is a signature in the form that cosign 2 makes by default: expected a sigstore bundle, as of cosign sign --new-bundle-format"})
+		}
+	}
 	return evidence, nil
 }
 

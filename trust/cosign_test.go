@@ -87,6 +87,13 @@ func TestCosign(t *testing.T) {
 		index := push(t, repo, "agoric-upgrade-18")
 		ref := registry + "/engines@" + index.Digest.String()
 
+		// What cosign makes in its old form does not count, and it is said why.
+		old := push(t, repo, "agoric-upgrade-17")
+		must("sign", "--yes", "--tlog-upload=false", "--key", "theirs.key", registry+"/engines@"+old.Digest.String())
+		if found, err := trust.Collect(t.Context(), repo, old.Digest); err != nil || len(found) != 1 || !strings.Contains(found[0].Problem, "--new-bundle-format") {
+			t.Errorf("%s: a signature in cosign's old form: %+v, %v", name, found, err)
+		}
+
 		// Ours, read by cosign.
 		signature, err := signer.Sign(t.Context(), index.Digest)
 		if err != nil {

@@ -161,7 +161,7 @@ func TestHostDies(t *testing.T) {
 	s := openStore(t, filepath.Join(t.TempDir(), "undisturbed.sqlite"))
 	h := o.history(s, nil)
 	defer h.v.Close()
-	if err := h.run(ctx, done, func(int) bool { return false }); err != nil {
+	if err := h.run(ctx, done, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := dump(t, openStore(t, o.Store)), dump(t, s); got != want {
@@ -353,7 +353,7 @@ func TestDiskFull(t *testing.T) {
 	s := openStore(t, filepath.Join(dir, "undisturbed.sqlite"))
 	h := o.history(s, nil)
 	defer h.v.Close()
-	if err := h.run(ctx, fullSteps, func(int) bool { return false }); err != nil {
+	if err := h.run(ctx, fullSteps, nil); err != nil {
 		t.Fatal(err)
 	}
 	if want := dump(t, s); string(out) != want {

@@ -17,11 +17,13 @@ func TestDeterminism(t *testing.T) {
 		name, platform string
 		evict          func(i int) bool
 		keepWorker     bool
+		ahead          bool
 	}{
-		{"one worker", "linux/amd64", func(int) bool { return false }, false},
-		{"a worker a step", "linux/amd64", func(int) bool { return true }, false},
-		{"workers that are kept", "linux/amd64", func(int) bool { return false }, true},
-		{"on arm64", "linux/arm64", func(i int) bool { return i%5 == 0 }, false},
+		{"one worker", "linux/amd64", func(int) bool { return false }, false, false},
+		{"a worker a step", "linux/amd64", func(int) bool { return true }, false, false},
+		{"workers that are kept", "linux/amd64", func(int) bool { return false }, true, false},
+		{"workers that are started ahead", "linux/amd64", func(i int) bool { return i%4 == 0 }, false, true},
+		{"on arm64", "linux/arm64", func(i int) bool { return i%5 == 0 }, false, false},
 	}
 	dumps := make([]string, len(runs))
 	t.Run("runs", func(t *testing.T) {
@@ -32,7 +34,17 @@ func TestDeterminism(t *testing.T) {
 				es := [2]*Engine{engine(t, older, r.platform), engine(t, newer, r.platform)}
 				h := newHistory(s, "same", bundles, es, func(o *Options) { o.KeepWorker = r.keepWorker })
 				defer h.v.Close()
-				if err := h.run(ctx, 24, r.evict); err != nil {
+				err := h.run(ctx, 24, func(i int) error {
+					var err error
+					if r.evict(i) {
+						err = h.v.Close()
+					}
+					if err == nil && r.ahead {
+						err = h.ahead(ctx, i)
+					}
+					return err
+				})
+				if err != nil {
 					t.Fatal(err)
 				}
 				dumps[i] = dump(t, s)

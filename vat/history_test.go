@@ -51,6 +51,9 @@ func (h *history) next(ctx context.Context) (int, error) {
 // owner is whose account a step opens, or uses.
 func owner(step int) string { return fmt.Sprintf("owner %d", step/3*3) }
 
+// upgrades reports whether a step is an upgrade.
+func upgrades(step int) bool { return step%18 == 17 }
+
 // step makes a step. The next must be that.
 func (h *history) step(ctx context.Context, i int) error {
 	return h.s.Update(func(tx *swingstore.Tx) error {
@@ -78,7 +81,7 @@ func (h *history) do(ctx context.Context, tx *swingstore.Tx, i int) (*Result, er
 	switch {
 	case i == 0:
 		return h.v.Create(ctx, tx, Incarnation{BundleID: id[0], Parameters: params, Name: h.name})
-	case i%18 == 17:
+	case upgrades(i):
 		return h.v.Upgrade(ctx, tx, Incarnation{Engine: [2]string{newer, older}[i/18%2], BundleID: id[(i/18+1)%2], Parameters: params}, func() error {
 			return tx.Set("host.upgrades", strconv.Itoa(i))
 		})
@@ -92,12 +95,12 @@ func (h *history) do(ctx context.Context, tx *swingstore.Tx, i int) (*Result, er
 	return h.v.Deliver(ctx, tx, message(result, "deposit", fmt.Sprintf(`[%q,"+%d"]`, owner(i), i)))
 }
 
-// run makes all steps up to one, closing the worker before those that evict names.
-func (h *history) run(ctx context.Context, steps int, evict func(i int) bool) error {
+// run makes all steps up to one, and calls before, if it is not nil, before each.
+func (h *history) run(ctx context.Context, steps int, before func(i int) error) error {
 	for i := range steps {
-		if evict(i) {
-			if err := h.v.Close(); err != nil {
-				return err
+		if before != nil {
+			if err := before(i); err != nil {
+				return fmt.Errorf("before step %d: %w", i, err)
 			}
 		}
 		if err := h.step(ctx, i); err != nil {
@@ -105,6 +108,21 @@ func (h *history) run(ctx context.Context, steps int, evict func(i int) bool) er
 		}
 	}
 	return h.v.Close()
+}
+
+// ahead starts the worker of a step before it.
+func (h *history) ahead(ctx context.Context, i int) error {
+	if i == 0 {
+		return nil
+	}
+	if err := h.v.Wake(ctx, &h.s.Reader); err != nil || !upgrades(i) {
+		return err
+	}
+	id, err := swingstore.ParseBundle(h.bundles[(i/18+1)%2])
+	if err != nil {
+		return err
+	}
+	return h.v.Prepare(ctx, &h.s.Reader, Incarnation{Engine: [2]string{newer, older}[i/18%2], BundleID: id})
 }
 
 // dump returns all that a store in a file has, a line a row.

@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -18,8 +19,12 @@ func BenchmarkStart(b *testing.B) {
 	if status, out := run(b.Context(), b, home, "prefetch"); status != 0 {
 		b.Fatalf("status %d\n%s", status, out)
 	}
-	program, err := exec.LookPath("enginery")
-	must(b, err)
+	program := filepath.Join(b.TempDir(), "enginery")
+	build := exec.Command("go", "build", "-trimpath", "-o", program, ".") // as mage install does it
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
 	commands := []struct {
 		unit string
 		args []string

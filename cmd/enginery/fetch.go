@@ -135,6 +135,7 @@ func (a *app) ready(cmd *cobra.Command, s *sources, names []string, get func(ctx
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
+	results = slices.CompactFunc(results, func(a, b readied) bool { return a == b }) // both channels may have the same version
 	err = a.print(cmd, results, func(out io.Writer) error {
 		for _, r := range results {
 			if r.Ready {
