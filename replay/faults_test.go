@@ -8,6 +8,7 @@ import (
 	"github.com/enginery/enginery/internal/swingsettest"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/replay"
+	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/vat"
 )
 
@@ -91,5 +92,36 @@ func TestFaults(t *testing.T) {
 				t.Errorf("%s", show(t, span))
 			}
 		})
+	}
+}
+
+// A store that a node is writing is replayed as it was committed last.
+func TestWhileWriting(t *testing.T) {
+	t.Parallel()
+	path := excerpt(t, "v5", 1, nil)
+	w, err := swingstore.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	tx, err := w.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.AddItem("v5", []byte(`{"d":["nonsense"],"sc":[],"r":{"status":"ok"}}`)); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, path)
+	o := replay.Options{Observe: func(e replay.Event) {
+		if e.Kind == replay.Started && e.Start > 0 { // and goes on being written while it is read
+			if err := tx.Commit(); err != nil {
+				t.Error(err)
+			}
+		}
+	}}
+	r := run(t, s, engine(t, swingsettest.Version, amd64, recipes.Release), o)
+	if span := r.Vats[0].Runs[0].Spans[1]; span.Outcome != replay.Replayed || span.Level != replay.Identical || span.End != 32 {
+		t.Errorf("%s", show(t, span))
 	}
 }
