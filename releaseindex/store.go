@@ -39,6 +39,38 @@ const (
 	lockName = "release-index.lock"
 )
 
+// Accepted reports whether a node has accepted an index, by whatever root of trust.
+func Accepted(home *engines.Store) (bool, error) {
+	_, err := os.Stat(filepath.Join(home.Home(), "state", fileName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// SetShipped makes data, the channels.toml that came with a program, the channels of a node that has accepted no index and whose operator names none.
+func SetShipped(ctx context.Context, home *engines.Store, data []byte) error {
+	dir := filepath.Join(home.Home(), "state")
+	if now, err := os.ReadFile(filepath.Join(dir, ChannelsName)); err == nil && bytes.Equal(now, data) {
+		return nil
+	}
+	if accepted, err := Accepted(home); accepted || err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	unlock, err := flock.Lock(ctx, filepath.Join(dir, lockName), flock.Exclusive)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if accepted, err := Accepted(home); accepted || err != nil { // meanwhile
+		return err
+	}
+	return home.SetChannels(data)
+}
+
 // Load returns the index that was accepted last, verified from the root of trust on. That it has expired is for the caller to ask. The error is
 // ErrNone if nothing was accepted yet.
 func (s *Store) Load() (*Index, error) {

@@ -125,6 +125,7 @@ func TestReleaseIndex(t *testing.T) {
 		w.publish(t, repo, another, w.good(another)...)
 		newest := w.renamed(t, repo)
 		r := w.node(t, repo)
+		unnamed(t, r.Home)
 		r.Policy = parse(t, w.policyText(2, "", "[index]\nroot = '''"+string(x.root)+"'''\n"))
 		now := time.Now()
 		r.Now = func() time.Time { return now }
@@ -151,6 +152,7 @@ func TestReleaseIndex(t *testing.T) {
 		w.publish(t, swapped, id, w.good(id)...)
 		x.publish(t, swapped, newer, w.index[id].Digest, now)
 		mixed := w.node(t, swapped)
+		unnamed(t, mixed.Home)
 		mixed.Policy, mixed.Now = r.Policy, r.Now
 		if _, err := mixed.Refresh(t.Context()); err != nil {
 			t.Fatal(err)
@@ -206,4 +208,69 @@ func TestReleaseIndex(t *testing.T) {
 			t.Errorf("%s: what is revoked reached the store: %v", name, err)
 		}
 	}
+}
+
+// unnamed takes the channels away that a node's operator names.
+func unnamed(t *testing.T, s *engines.Store) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(s.Home(), "channels.toml")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What the launcher goes by follows the program, unless a release index or the operator names other channels.
+func TestChannels(t *testing.T) {
+	t.Parallel()
+	w := made(t)
+	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
+	w.publish(t, repo, id, w.good(id)...)
+	w.publish(t, repo, another, w.good(another)...)
+	r := w.node(t, repo)
+	plain := r.Policy
+	shipped, err := engines.ParseChannels("channels.toml", manifests.Channels)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shipped.Legacy != id {
+		t.Fatalf("the legacy version that ships is %s; this test wants %s", shipped.Legacy, id)
+	}
+	goesBy := func(when string, want engines.Channels) {
+		t.Helper()
+		if _, err := r.Resolve(t.Context(), "legacy", resolver.Options{}); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		if c, err := r.Home.Channels(); err != nil || c != want {
+			t.Errorf("%s: the launcher goes by %v, %v; want %v", when, c, err, want)
+		}
+		s, err := r.Status()
+		if err != nil || len(s.Channels) != 2 || s.Channels[0].Version != want.Legacy || s.Channels[1].Version != want.Current {
+			t.Errorf("%s: the status is %+v, %v; want %v", when, s, err, want)
+		}
+	}
+
+	unnamed(t, r.Home)
+	if err := r.Home.SetChannels([]byte("legacy = \"agoric-upgrade-13\"\ncurrent = \"agoric-upgrade-14\"\n")); err != nil { // of an older program
+		t.Fatal(err)
+	}
+	if s, err := r.Status(); err != nil || s.Channels[0].Version != shipped.Legacy {
+		t.Errorf("the status of a newer program is %+v, %v", s, err)
+	}
+	goesBy("a newer program", shipped)
+
+	channels(t, r.Home, another, id)
+	goesBy("an operator", engines.Channels{Legacy: another, Current: id})
+	unnamed(t, r.Home)
+	goesBy("the operator no more", shipped)
+
+	x := newIndexed(t, w)
+	x.publish(t, repo, another, digest.FromString("of no use here"), time.Now())
+	r.Policy = parse(t, w.policyText(2, "", "[index]\nroot = '''"+string(x.root)+"'''\n"))
+	goesBy("an index that nobody has asked for", shipped)
+	if _, err := r.Refresh(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	indexed := engines.Channels{Legacy: another, Current: another}
+	goesBy("a release index", indexed)
+	r.Policy = plain // as for one command
+	goesBy("another policy, after a release index", indexed)
 }

@@ -392,9 +392,7 @@ func TestResolve(t *testing.T) {
 	w.publish(t, repo, id, w.good(id)...)
 	w.publish(t, repo, another, w.good(another)...)
 	r := w.node(t, repo)
-	if err := r.Home.SetChannels([]byte("legacy = \"" + id + "\"\ncurrent = \"" + id + "\"\n")); err != nil {
-		t.Fatal(err)
-	}
+	channels(t, r.Home, id, id)
 	var notInService *engines.NotInServiceError
 	if _, err := r.Resolve(t.Context(), another, resolver.Options{}); !errors.As(err, &notInService) {
 		t.Errorf("not in service: %v", err)
@@ -464,9 +462,7 @@ func TestPrefetch(t *testing.T) {
 	w.publish(t, repo, id, w.good(id)...)
 	w.publish(t, repo, another, w.good(another)...)
 	r := w.node(t, repo)
-	if err := r.Home.SetChannels([]byte("legacy = \"" + another + "\"\ncurrent = \"" + another + "\"\n")); err != nil {
-		t.Fatal(err)
-	}
+	channels(t, r.Home, another, another)
 	got, err := r.Prefetch(t.Context(), []string{id, "legacy", "agoric-upgrade-22", another, "agoric-upgrade-9"}, resolver.Options{})
 	var versions []string
 	for _, e := range got {

@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -19,6 +21,7 @@ import (
 
 	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/manifests"
+	"github.com/enginery/enginery/releaseindex"
 	"github.com/enginery/enginery/trust"
 	"github.com/opencontainers/go-digest"
 	"github.com/sigstore/sigstore-go/pkg/root"
@@ -101,7 +104,7 @@ type version struct {
 // refuses what the others have, it is an *UnavailableError that wraps the refusal. What must be fetched, while the policy has a release index, waits
 // for one that has not expired: the errors of Refresh.
 func (r *Resolver) Resolve(ctx context.Context, name string, o Options) (*engines.Engine, error) {
-	if err := r.giveChannels(); err != nil {
+	if err := r.giveChannels(ctx); err != nil {
 		return nil, err
 	}
 	k, err := r.known()
@@ -182,21 +185,41 @@ func (r *Resolver) Record(name string) (*manifests.Manifest, error) {
 	return r.manifest(k, id)
 }
 
-// channels returns the node's channels, or those that ship if it has none.
+// channels returns the operator's channels, or those of the release index that was accepted, or those that ship.
 func (r *Resolver) channels() (engines.Channels, error) {
-	c, err := r.Home.Channels()
-	if errors.Is(err, engines.ErrNoChannels) {
-		return engines.ParseChannels("channels.toml", manifests.Channels)
+	accepted, err := releaseindex.Accepted(r.Home)
+	if err != nil {
+		return engines.Channels{}, err
 	}
-	return c, err
+	own, err := r.ownChannels()
+	if err != nil {
+		return engines.Channels{}, err
+	}
+	if own || accepted {
+		c, err := r.Home.Channels()
+		if !errors.Is(err, engines.ErrNoChannels) {
+			return c, err
+		}
+	}
+	return engines.ParseChannels("channels.toml", manifests.Channels)
 }
 
-// giveChannels gives the node the channels that ship if it has none: the launcher knows no others.
-func (r *Resolver) giveChannels() error {
-	if _, err := r.Home.Channels(); !errors.Is(err, engines.ErrNoChannels) {
-		return nil // an error of it shows when they are needed
+// ownChannels reports whether the operator names channels.
+func (r *Resolver) ownChannels() (bool, error) {
+	_, err := os.Stat(filepath.Join(r.Home.Home(), "channels.toml"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
 	}
-	if err := r.Home.SetChannels(manifests.Channels); err != nil && !readOnly(err) {
+	return err == nil, err
+}
+
+// giveChannels gives the node the channels that ship with this program, unless its operator or a release index names others: the launcher knows only
+// what is in the home.
+func (r *Resolver) giveChannels(ctx context.Context) error {
+	if own, err := r.ownChannels(); own || err != nil {
+		return err
+	}
+	if err := releaseindex.SetShipped(ctx, r.Home, manifests.Channels); err != nil && !readOnly(err) {
 		return fmt.Errorf("giving %s its channels: %w", r.Home.Home(), err)
 	}
 	return nil

@@ -218,10 +218,16 @@ func (w *world) node(t testing.TB, sources ...string) *resolver.Resolver {
 		})
 	})
 	s := engines.Open(home)
-	if err := s.SetChannels([]byte("legacy = \"" + another + "\"\ncurrent = \"" + id + "\"\n")); err != nil {
+	channels(t, s, another, id)
+	return &resolver.Resolver{Home: s, Policy: parse(t, w.policyText(2, "", "")), Sources: sources, Patience: 5 * time.Second}
+}
+
+// channels makes versions the channels that a node's operator names.
+func channels(t testing.TB, s *engines.Store, legacy, current string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.Home(), "channels.toml"), fmt.Appendf(nil, "legacy = %q\ncurrent = %q\n", legacy, current), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return &resolver.Resolver{Home: s, Policy: parse(t, w.policyText(2, "", "")), Sources: sources, Patience: 5 * time.Second}
 }
 
 // installed fails the test unless the store has exactly these versions, whole, as they are recorded.

@@ -443,9 +443,7 @@ func TestGCBesideResolves(t *testing.T) {
 	w.publish(t, repo, id, w.good(id)...)
 	w.publish(t, repo, another, w.good(another)...)
 	r := w.node(t, repo)
-	if err := r.Home.SetChannels([]byte("legacy = \"" + id + "\"\ncurrent = \"" + id + "\"\n")); err != nil {
-		t.Fatal(err)
-	}
+	channels(t, r.Home, id, id)
 	stop := make(chan struct{})
 	var collector, resolvers sync.WaitGroup
 	removals := 0
