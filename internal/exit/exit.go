@@ -20,12 +20,12 @@ const (
 var severity = []int{Usage, Different, Failed, Unavailable, 0}
 
 // Status returns the exit status that an error stands for. It is that of its ExitStatus method, if it has one, or else what classify says of
-// it. Of errors that are joined it is the most severe: that something cannot be had may hide nothing else.
+// it. Of errors that are joined it is the most severe: that something cannot be had may hide nothing else. It is 0 for no error only.
 func Status(err error, classify func(error) int) int {
 	if err == nil {
 		return 0
 	}
-	if several, ok := err.(interface{ Unwrap() []error }); ok {
+	if several, ok := err.(interface{ Unwrap() []error }); ok && len(several.Unwrap()) > 0 {
 		worst := len(severity) - 1
 		for _, err := range several.Unwrap() {
 			worst = min(worst, max(0, slices.Index(severity, Status(err, classify))))
