@@ -1,11 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/enginery/enginery/engines"
+	"github.com/enginery/enginery/repository"
 	"github.com/enginery/enginery/resolver"
 )
 
@@ -39,6 +41,11 @@ func (s *sources) addOfflineTo(cmd *cobra.Command) {
 
 // resolver returns the node's way to its engines.
 func (a *app) resolver(s *sources) (*resolver.Resolver, error) {
+	for _, ref := range s.from {
+		if _, err := repository.Open(ref); err != nil {
+			return nil, usage(fmt.Errorf("--from: %w", err))
+		}
+	}
 	r, err := resolver.Open(a.home, s.policy)
 	if err != nil {
 		return nil, err

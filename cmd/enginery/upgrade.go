@@ -63,7 +63,7 @@ With --output the plan is written as JSON, for governance to hand in.`,
 			}
 			data, err := os.ReadFile(args[0])
 			if err != nil {
-				return fmt.Errorf("reading the classification: %w", err)
+				return usage(fmt.Errorf("reading the classification: %w", err))
 			}
 			var classification replay.Classification
 			if err := json.Unmarshal(data, &classification); err != nil {
