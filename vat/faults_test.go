@@ -419,6 +419,31 @@ func TestWorkersDie(t *testing.T) {
 	}
 }
 
+// A vat whose creation was undone by its caller, and that is created again, has one worker.
+func TestCreatedAgain(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "store.sqlite"))
+	v := New(Options{ID: "v1", Host: results{}, Engines: only(engine(t, newer, "linux/amd64"))})
+	t.Cleanup(func() { v.Close() })
+	i := Incarnation{Name: "phoenix", BundleID: add(t, s, swingsettest.Bundles(t, "faults")[0])[0]}
+	undone := errors.New("undone")
+	for range 2 {
+		if err := s.Update(func(tx *swingstore.Tx) error {
+			if r, err := v.Create(t.Context(), tx, i); err != nil || !r.Kept {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			return undone
+		}); !errors.Is(err, undone) {
+			t.Fatal(err)
+		}
+	}
+	create(t, s, v, i)
+	wantCall(t, s, v, "count", "[]", "1")
+	if running := pids(t, "v1:phoenix"); len(running) != 1 {
+		t.Errorf("processes %v are running", running)
+	}
+}
+
 // When a vat is closed, whatever became of it, neither process nor goroutine nor descriptor is left.
 func TestNothingOutlives(t *testing.T) {
 	count := func() (files, goroutines int) {

@@ -236,7 +236,6 @@ func (v *Vat) upgrade(ctx context.Context, tx *swingstore.Tx, i Incarnation, bet
 				return err
 			}
 		}
-		v.kill()
 		if _, err := tx.AddItem(v.o.ID, []byte(`{"d":["shutdown-worker"],"sc":[],"r":{"status":"ok"}}`)); err != nil {
 			return err
 		}
@@ -291,6 +290,7 @@ func (v *Vat) kill() {
 
 // begin begins an incarnation at a position.
 func (v *Vat) begin(ctx context.Context, tx *swingstore.Tx, i Incarnation, vat swingstore.Vat, position int64, r *Result) error {
+	v.kill() // the worker of the incarnation before, or of a Create that was undone after it had returned
 	e, err := v.engine(i.Engine)
 	if err != nil {
 		return err
