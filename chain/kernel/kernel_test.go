@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"testing"
@@ -393,4 +394,40 @@ func TestUpgrade(t *testing.T) {
 		t.Errorf("after the upgrade bob has %d objects, expected its root", n)
 	}
 	m.call(`#{"incarnation":2,"name":"bob","version":2}`, bob, "report")
+}
+
+// A syscall that breaks the rules is the vat's fault, in the same words on every node, and changes nothing.
+func TestIllegalSyscalls(t *testing.T) {
+	m := start(t)
+	id := m.install("alice", "peer-1", map[string]any{"name": "alice"})
+	before := m.dump()
+	for _, test := range []struct{ syscall, problem string }{
+		{`["send","o-99",{"methargs":{"body":"#[]","slots":[]}}]`, "v1 has no o-99"},
+		{`["send","o+0",{"methargs":{"body":"#[]","slots":["p-99"]}}]`, "v1 has no p-99"},
+		{`["send","o+0",{"methargs":{"body":"#[]","slots":[]},"result":"o+0"}]`, "which \"\" is to decide"},
+		{`["send","x+1",{"methargs":{"body":"#[]","slots":[]}}]`, "expected o+… or p+…"},
+		{`["send","o+0"]`, "has 1 arguments, expected 2"},
+		{`["send",7,{}]`, "argument 0 of the syscall send of v1 is 7"},
+		{`["subscribe","o+0"]`, "is no promise"},
+		{`["resolve",[["o+0",false,{"body":"#1","slots":[]}]]]`, "is resolved again"},
+		{`["resolve",[["p+7",false]]]`, "expected a promise, whether it is rejected, and data"},
+		{`["resolve",[["p+7",1,{}]]]`, "of which item 1 is of another kind"},
+		{`["dropImports",["o-99"]]`, "which does not fit"},
+		{`["retireExports",["o+0"]]`, "which it reaches: true"},
+		{`["obey"]`, "which there is not"},
+		{`{}`, "expected an array"},
+		{`[1]`, "expected its name first"},
+	} {
+		err := m.s.Update(func(tx *swingstore.Tx) error {
+			_, err := m.k.Syscall(m.ctx, tx, id, []byte(test.syscall))
+			return err
+		})
+		var illegal *vat.IllegalSyscallError
+		if !errors.As(err, &illegal) || !strings.Contains(illegal.Problem, test.problem) || strings.Contains(illegal.Problem, m.s.Path()) {
+			t.Errorf("%s: %v; want %q", test.syscall, err, test.problem)
+		}
+	}
+	if after := m.dump(); !maps.Equal(after, before) {
+		t.Errorf("the kernel has %v, before it had %v", after, before)
+	}
 }

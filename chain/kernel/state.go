@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/enginery/enginery/swingstore"
+	"github.com/enginery/enginery/vat"
 )
 
 // kv is the keys of a transaction. After an error it reads nothing and writes nothing, and err is that error.
@@ -63,6 +64,13 @@ func (s *kv) setJSON(key string, v any) {
 func (s *kv) fail(format string, args ...any) {
 	if s.err == nil {
 		s.err = fmt.Errorf("%s: %w", s.tx.Path(), fmt.Errorf(format, args...))
+	}
+}
+
+// illegal is fail for what a vat must not do. It is said alike on all nodes.
+func (s *kv) illegal(format string, args ...any) {
+	if s.err == nil {
+		s.err = &vat.IllegalSyscallError{Problem: fmt.Sprintf(format, args...)}
 	}
 }
 
@@ -191,12 +199,12 @@ func (s *state) clist(vat, ref string) (vref string, reaches bool) {
 	return vref, flag == "R"
 }
 
-// toKernel returns the kernel's name for a vref. The vat shows by using it that it reaches it.
+// toKernel returns the kernel's name for a vref, of which it makes one if the vat has chosen the vref. The vat shows by using it that it reaches it.
 func (s *state) toKernel(vat, vref string) string {
 	ref := s.get(clistKey(vat, vref))
 	if ref == "" {
 		if !isExport(vref) {
-			s.fail("%s has no %s", vat, vref)
+			s.illegal("%s has no %s", vat, vref)
 			return ""
 		}
 		switch vref[0] {
@@ -208,7 +216,7 @@ func (s *state) toKernel(vat, vref string) string {
 			ref = s.newPromise(vat)
 			s.addRef(ref)
 		default:
-			s.fail("%s makes %q, expected o+… or p+…", vat, vref)
+			s.illegal("%s makes %q, expected o+… or p+…", vat, vref)
 			return ""
 		}
 		s.set(clistKey(vat, vref), ref)
@@ -217,7 +225,7 @@ func (s *state) toKernel(vat, vref string) string {
 	}
 	if _, reaches := s.clist(vat, ref); !reaches {
 		if !isExport(vref) {
-			s.fail("%s uses %s, which it has dropped", vat, vref)
+			s.illegal("%s uses %s, which it has dropped", vat, vref)
 			return ""
 		}
 		s.set(clistKey(vat, ref), "R "+vref)
@@ -406,11 +414,11 @@ func (s *state) data(promise string) (data CapData) {
 // resolve settles a promise. decider is the vat that does so, or "" for the kernel; it is not notified.
 func (s *state) resolve(decider, promise string, rejected bool, data CapData) {
 	if state := s.get(promise + ".state"); state != "unresolved" {
-		s.fail("%s is resolved again: it is %q", promise, state)
+		s.illegal("%s is resolved again: it is %q", promise, state)
 		return
 	}
 	if found := s.get(promise + ".decider"); found != decider && decider != "" {
-		s.fail("%s is resolved by %s, and %q is to decide it", promise, decider, found)
+		s.illegal("%s is resolved by %s, and %q is to decide it", promise, decider, found)
 		return
 	}
 	state := "fulfilled"

@@ -8,24 +8,27 @@ import (
 	"github.com/enginery/enginery/vat"
 )
 
-// syscall answers a syscall of a vat, in its words. A vat that breaks the rules of syscalls is an error: liveslots, which is not
-// vat code, makes them.
+// syscall answers a syscall of a vat, in its words. It is a *vat.IllegalSyscallError if the vat breaks the rules, as only a broken liveslots can: the vat
+// is terminated, and not the chain.
 func (s *state) syscall(id string, syscall []byte) (data []byte, err error) {
+	illegal := func(format string, args ...any) error {
+		return &vat.IllegalSyscallError{Problem: fmt.Sprintf(format, args...)}
+	}
 	var list []json.RawMessage
 	if err := json.Unmarshal(syscall, &list); err != nil || len(list) == 0 {
-		return nil, fmt.Errorf("a syscall of %s is %s, expected an array", id, syscall)
+		return nil, illegal("a syscall of %s is %s, expected an array", id, syscall)
 	}
 	var kind string
 	if err := json.Unmarshal(list[0], &kind); err != nil {
-		return nil, err
+		return nil, illegal("a syscall of %s is %s, expected its name first", id, syscall)
 	}
 	args := func(into ...any) error {
 		if len(list)-1 < len(into) {
-			return fmt.Errorf("the syscall %s of %s has %d arguments, expected %d", kind, id, len(list)-1, len(into))
+			return illegal("the syscall %s of %s has %d arguments, expected %d", kind, id, len(list)-1, len(into))
 		}
 		for i, v := range into {
 			if err := json.Unmarshal(list[i+1], v); err != nil {
-				return fmt.Errorf("argument %d of the syscall %s of %s: %w", i, kind, id, err)
+				return illegal("argument %d of the syscall %s of %s is %s, which is of another kind", i, kind, id, list[i+1])
 			}
 		}
 		return nil
@@ -45,7 +48,10 @@ func (s *state) syscall(id string, syscall []byte) (data []byte, err error) {
 		if err := args(&promise); err != nil {
 			return nil, err
 		}
-		s.subscribe(id, s.toKernel(id, promise))
+		if promise = s.toKernel(id, promise); !isPromise(promise) {
+			s.illegal("%s subscribes to %s, which is no promise", id, promise)
+		}
+		s.subscribe(id, promise)
 	case "resolve":
 		var list [][]json.RawMessage
 		if err := args(&list); err != nil {
@@ -62,7 +68,7 @@ func (s *state) syscall(id string, syscall []byte) (data []byte, err error) {
 			s.garbage(id, kind, vref)
 		}
 	default:
-		return nil, fmt.Errorf("%s makes a syscall %q, which there is not", id, kind)
+		return nil, illegal("%s makes a syscall %q, which there is not", id, kind)
 	}
 	return nil, nil
 }
@@ -73,7 +79,7 @@ func (s *state) sendFrom(id, target string, msg Message) {
 	if msg.Result != "" {
 		msg.Result = s.toKernel(id, msg.Result)
 		if decider := s.get(msg.Result + ".decider"); decider != id {
-			s.fail("%s sends a message with the result %s, which %q is to decide", id, msg.Result, decider)
+			s.illegal("%s sends a message with the result %s, which %q is to decide", id, msg.Result, decider)
 		}
 		s.set(msg.Result+".decider", "")
 	}
@@ -91,11 +97,13 @@ func (s *state) resolveFrom(id string, list [][]json.RawMessage) error {
 		var r resolution
 		var vref string
 		if len(item) != 3 {
-			return fmt.Errorf("%s resolves %s, expected a promise, whether it is rejected, and data", id, item)
+			s.illegal("%s resolves %s, expected a promise, whether it is rejected, and data", id, item)
+			return s.err
 		}
 		for i, v := range []any{&vref, &r.rejected, &r.data} {
 			if err := json.Unmarshal(item[i], v); err != nil {
-				return fmt.Errorf("%s resolves %s: %w", id, item, err)
+				s.illegal("%s resolves %s, of which item %d is of another kind", id, item, i)
+				return s.err
 			}
 		}
 		r.promise = s.toKernel(id, vref)
@@ -115,12 +123,12 @@ func (s *state) resolveFrom(id string, list [][]json.RawMessage) error {
 func (s *state) garbage(id, kind, vref string) {
 	object := s.get(clistKey(id, vref))
 	if object == "" || isPromise(object) || isExport(vref) != (kind == "retireExports" || kind == "abandonExports") {
-		s.fail("%s makes the syscall %s for %s, which does not fit", id, kind, vref)
+		s.illegal("%s makes the syscall %s for %s, which does not fit", id, kind, vref)
 		return
 	}
 	_, reaches := s.clist(id, object)
 	if reaches == (kind == "retireImports" || kind == "retireExports") && kind != "abandonExports" {
-		s.fail("%s makes the syscall %s for %s, which it reaches: %t", id, kind, vref, reaches)
+		s.illegal("%s makes the syscall %s for %s, which it reaches: %t", id, kind, vref, reaches)
 		return
 	}
 	switch kind {
