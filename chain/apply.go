@@ -110,6 +110,7 @@ func (b *block) init(ctx context.Context, in *Input) error {
 		return err
 	}
 	if err := (host{b.n, b.tx}).CheckVersion(ctx, upgrade.Adoption{Version: in.Version}); err != nil {
+		b.c = b.n.controller(b.tx) // the other has a state, which is undone
 		return err
 	}
 	b.n.settings = s.orDefault()

@@ -154,7 +154,7 @@ func (n *Node) make(ctx context.Context, inputs []*Input) (*Block, error) {
 		}
 	}()
 	b := &block{Block: &Block{Height: n.height + 1}, n: n, tx: tx}
-	b.c = upgrade.Open(tx, host{n, tx}, b.Height)
+	b.c = n.controller(tx)
 	if err := b.inputs(ctx, inputs); err != nil {
 		return nil, err
 	}
@@ -184,6 +184,11 @@ func (n *Node) make(ctx context.Context, inputs []*Input) (*Block, error) {
 		}
 	}
 	return b.Block, nil
+}
+
+// controller returns the controller of the next block.
+func (n *Node) controller(tx *swingstore.Tx) *upgrade.Controller {
+	return upgrade.Open(tx, host{n, tx}, n.height+1)
 }
 
 // inputs puts inputs into the block.

@@ -429,3 +429,40 @@ func checkEvents(t testing.TB, n *chain.Node, s *script) {
 		}
 	}
 }
+
+// A version that no node can begin with is refused, and then the chain begins with another.
+func TestInitRefused(t *testing.T) {
+	t.Parallel()
+	o := chain.Options{Check: func(_ context.Context, a upgrade.Adoption) error {
+		if a.Version == newVersion {
+			return &upgrade.RefusedError{Reason: "not this one"}
+		}
+		return nil
+	}}
+	n := open(t, t.TempDir(), func(string) (*vat.Engine, error) { return nil, nil }, o)
+	defer n.Close()
+	var inputs []*chain.Input
+	for i, version := range []string{newVersion, oldVersion} {
+		in, err := chain.ParseInput(fmt.Appendf(nil, `{"sender":"gov","seq":%d,"type":"init","version":%q}`, i+1, version))
+		if err != nil {
+			t.Fatal(err)
+		}
+		inputs = append(inputs, in)
+	}
+	for i, want := range []chain.Status{chain.Refused, chain.Accepted} { // each in a block, as others may come between them
+		b, err := n.Make(t.Context(), inputs[i:i+1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Inputs[0].Status != want {
+			t.Errorf("%+v, expected %s", b.Inputs[0], want)
+		}
+		events, err := chain.Events(t.Context(), n.Store(), b.Height)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if (len(events) > 0) != (want == chain.Accepted) {
+			t.Errorf("block %d, of an input that is %s, has the events %+v", b.Height, want, events)
+		}
+	}
+}
