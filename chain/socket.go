@@ -40,14 +40,26 @@ type waiting struct {
 
 type client struct {
 	mu   sync.Mutex
-	e    *json.Encoder
+	conn net.Conn
+	gone bool
 	open sync.WaitGroup // inputs that have no answer yet, and messages that have no result
 }
 
+// stalled is how long an answer may take to write. Blocks wait for it, once for each client.
+const stalled = time.Second
+
+// tell answers. Who does not read, or is gone, is answered no more, and can ask the store.
 func (c *client) tell(r Reply) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.e.Encode(r) // who does not read, or is gone, can ask the store
+	if c.gone {
+		return
+	}
+	c.conn.SetWriteDeadline(time.Now().Add(stalled))
+	if err := json.NewEncoder(c.conn).Encode(r); err != nil { // perhaps in the middle of a line
+		c.gone = true
+		c.conn.Close()
+	}
 }
 
 // Serve makes blocks of what clients write to a socket, inputs in lines, until the context ends or the listener is closed. Each line is answered
@@ -84,7 +96,7 @@ func (n *Node) Serve(ctx context.Context, l net.Listener, o SocketOptions) error
 
 // read reads what a client writes.
 func (n *Node) read(ctx context.Context, conn net.Conn, inputs chan<- waiting) {
-	c := &client{e: json.NewEncoder(conn)}
+	c := &client{conn: conn}
 	s := bufio.NewScanner(conn)
 	s.Buffer(nil, Line)
 	for s.Scan() {
