@@ -160,8 +160,8 @@ func (e *chainEngines) check(_ context.Context, a upgrade.Adoption) error {
 		return nil
 	}
 	d, err := digest.Parse(a.Classification)
-	if err != nil {
-		return &upgrade.RefusedError{Reason: fmt.Sprintf("the classification is %q, expected a digest: %v", a.Classification, err)}
+	if err != nil || d.Algorithm() != digest.SHA256 {
+		return upgrade.CheckClassification(nil, a) // which refuses it, whatever is at hand
 	}
 	path := filepath.Join(e.classifications, d.Encoded())
 	content, err := os.ReadFile(path)
