@@ -122,13 +122,17 @@ func (c *Controller) EndBlock(ctx context.Context, used int64) (*Block, error) {
 	return b, nil
 }
 
-// upgrades tries upgrades, and returns what is carried over.
+// upgrades tries upgrades, and returns what is carried over to the next block: what was used too much, or what is saved for an upgrade that needs more.
 func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, share Share, carry int64) (int64, error) {
 	left := share.UpgradeComputrons + carry
-	waits := false // for more than is left
+	saved := int64(0) // at most, for an upgrade that waits
 	try := func(expected int64, f func() (int64, error)) (bool, error) {
 		if b.Upgrades == share.Upgrades || expected > left {
-			waits = b.Upgrades == 0 && share.Upgrades > 0
+			if share.Upgrades == 0 { // it waits for a block that takes upgrades
+				saved = max(carry, 0)
+			} else if b.Upgrades == 0 {
+				saved = expected
+			}
 			return false, nil
 		}
 		spent, err := f()
@@ -154,7 +158,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return 0, err
 		}
 		if !more {
-			return carried(left, waits), nil
+			return min(left, saved), nil
 		}
 	}
 	for range share.Upgrades + skips {
@@ -170,7 +174,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return 0, err
 		}
 		if step == nil {
-			return carried(left, false), c.do(ctx, Event{Type: RolloutDone})
+			return min(left, 0), c.do(ctx, Event{Type: RolloutDone})
 		}
 		v, err := c.Vat(ctx, step.Vat)
 		if err != nil {
@@ -194,7 +198,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return 0, err
 		}
 		if !more {
-			return carried(left, waits), nil
+			return min(left, saved), nil
 		}
 		if r, err = c.s.rollout(ctx); err != nil {
 			return 0, err
@@ -206,15 +210,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			}
 		}
 	}
-	return carried(left, false), nil
-}
-
-// carried returns what is carried over to the next block: what was used too much, or what is saved for an upgrade that waits for more.
-func carried(left int64, waits bool) int64 {
-	if waits {
-		return left
-	}
-	return min(left, 0)
+	return min(left, 0), nil
 }
 
 // skip returns why a step is not taken, or "".

@@ -101,6 +101,15 @@ func TestCarry(t *testing.T) {
 			t.Errorf("block %d: %+v, want %+v", i, b, want)
 		}
 	}
+
+	// A full block that takes no upgrade saves nothing for one, and takes nothing away.
+	s.Budget.Full.Upgrades = 0
+	c = many(t, s, 2, 0)
+	for i, want := range []struct{ used, upgrades, carry int64 }{{0, 0, 10 * million}, {1 << 60, 0, 10 * million}, {0, 0, 20 * million}, {1 << 60, 0, 20 * million}, {0, 1, 0}, {0, 0, 10 * million}} {
+		if b := c.end(want.used); b.Upgrades != want.upgrades || b.UpgradeCarry != want.carry {
+			t.Errorf("with full blocks that take none, block %d: %+v, want %+v", i, b, want)
+		}
+	}
 	c.must(c.AbortRollout(t.Context(), ""))
 	if b := c.end(0); b.UpgradeCarry != 0 {
 		t.Errorf("%+v: saved, and there is nothing to save for", b)

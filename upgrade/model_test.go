@@ -289,7 +289,9 @@ func (m *model) end(used int64) {
 	saved := int64(0)
 	attempt := func(v *modelVat, expected int64, bundle string, cause upgrade.Cause, policy upgrade.Policy) bool {
 		if tried >= share.Upgrades || expected > left {
-			if tried == 0 && share.Upgrades > 0 {
+			if share.Upgrades == 0 {
+				saved = max(0, m.upgradeC)
+			} else if tried == 0 {
 				saved = expected
 			}
 			return false
