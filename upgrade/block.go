@@ -28,6 +28,9 @@ type Share struct {
 	DeliveryComputrons int64 `json:"deliveryComputrons"` // of them
 }
 
+// mostBudget is what anything in a budget may be, so that no sum of such overflows.
+const mostBudget = 1_000_000_000_000_000
+
 func (b Budget) check() error {
 	for _, s := range []Share{b.Block, b.Full} {
 		if s.Upgrades < 0 || s.UpgradeComputrons < 0 || s.Deliveries < 0 || s.DeliveryComputrons < 0 {
@@ -40,6 +43,9 @@ func (b Budget) check() error {
 	if b.Full.Upgrades > b.Block.Upgrades || b.Full.UpgradeComputrons > b.Block.UpgradeComputrons ||
 		b.Full.Deliveries > b.Block.Deliveries || b.Full.DeliveryComputrons > b.Block.DeliveryComputrons {
 		return refuse("the share of a full block, %+v, is more than that of one that has room, %+v", b.Full, b.Block)
+	}
+	if max(b.Block.Upgrades, b.Block.UpgradeComputrons, b.Block.Deliveries, b.Block.DeliveryComputrons, b.Limit, b.Start) > mostBudget {
+		return refuse("the budget is %+v, expected nothing above %d", b, int64(mostBudget))
 	}
 	if b.Limit < 1 || b.Start < 0 {
 		return refuse("a block's limit is %d computrons and a start %d, expected at least 1 and 0", b.Limit, b.Start)

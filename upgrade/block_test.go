@@ -3,6 +3,7 @@ package upgrade_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 
 	"github.com/enginery/enginery/upgrade"
@@ -237,6 +238,8 @@ func TestRefusedSettings(t *testing.T) {
 		"no upgrades":          func(s *upgrade.Settings) { s.Budget.Block.Upgrades = 0 },
 		"less than nothing":    func(s *upgrade.Settings) { s.Budget.Full.Deliveries = -1 },
 		"more in a full block": func(s *upgrade.Settings) { s.Budget.Full.Upgrades = s.Budget.Block.Upgrades + 1 },
+		"more than counts":     func(s *upgrade.Settings) { s.Budget.Block.Upgrades = math.MaxInt64 },
+		"an endless start":     func(s *upgrade.Settings) { s.Budget.Start = math.MaxInt64 },
 		"no limit":             func(s *upgrade.Settings) { s.Budget.Limit = 0 },
 		"no queue":             func(s *upgrade.Settings) { s.Limits.Messages = 0 },
 		"no policy":            func(s *upgrade.Settings) { s.OnFailure = "" },
