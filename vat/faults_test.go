@@ -205,6 +205,28 @@ func TestIllegalSyscall(t *testing.T) {
 	wantCall(t, s, v, "count", "[]", "2")
 }
 
+// A syscall that makes no sense is the vat's fault, too.
+func TestMalformedSyscall(t *testing.T) {
+	t.Parallel()
+	s := openStore(t, filepath.Join(t.TempDir(), "store.sqlite"))
+	v := New(Options{ID: "v1", Host: results{}})
+	for _, syscall := range []string{
+		"{}", "[]", "7", `["vatstoreGet"]`, `["vatstoreGet",7]`, `["vatstoreSet","a"]`, `["vatstoreDelete",null]`, `["vatstoreGetNextKey",["a"]]`, `["exit",true]`, `["obey","a"]`, `[7]`,
+	} {
+		var exit *Exit
+		err := s.Update(func(tx *swingstore.Tx) error {
+			answer, err := v.answer(t.Context(), tx, []byte(syscall), &exit)
+			if err == nil {
+				t.Errorf("%s is answered with %s", syscall, answer)
+			}
+			return err
+		})
+		if illegal := new(IllegalSyscallError); !errors.As(err, &illegal) || exit != nil || !strings.HasPrefix(illegal.Problem, syscall) {
+			t.Errorf("%s: %v, %v", syscall, err, exit)
+		}
+	}
+}
+
 // A host that fails or panics, or whose context ends, has not had a crank, and may have it again.
 func TestHostFaults(t *testing.T) {
 	t.Parallel()

@@ -651,16 +651,19 @@ func (v *Vat) deliver(ctx context.Context, tx *swingstore.Tx, delivery []byte, r
 
 // answer answers a syscall.
 func (v *Vat) answer(ctx context.Context, tx *swingstore.Tx, syscall []byte, exit **Exit) ([]byte, error) {
+	illegal := func(expected string) error {
+		return &IllegalSyscallError{fmt.Sprintf("%s, expected %s", brief(syscall), expected)}
+	}
 	list, err := elements(syscall)
 	if err != nil {
-		return nil, err
+		return nil, illegal("an array that begins with its kind")
 	}
 	kind := text(list[0])
 	arg := func(i int) (s string, err error) {
-		if i >= len(list) {
-			return "", errors.New("an argument is missing")
+		if i >= len(list) || list[i][0] != '"' || json.Unmarshal(list[i], &s) != nil {
+			return "", illegal("strings as its arguments")
 		}
-		return s, json.Unmarshal(list[i], &s)
+		return s, nil
 	}
 	value := func(s string) []byte {
 		if s == "" {
@@ -702,12 +705,12 @@ func (v *Vat) answer(ctx context.Context, tx *swingstore.Tx, syscall []byte, exi
 		return value(""), tx.Delete(prefix + key)
 	case "exit":
 		if len(list) != 3 {
-			return nil, errors.New("it should have two arguments")
+			return nil, illegal("two arguments")
 		}
 		*exit = &Exit{Failure: string(list[1]) == "true", Info: slices.Clone(list[2])}
 	case "send", "callNow", "subscribe", "resolve", "dropImports", "retireImports", "retireExports", "abandonExports":
 	default:
-		return nil, errors.New("there is no such syscall")
+		return nil, illegal("a syscall that there is")
 	}
 	data, err := v.o.Host.Syscall(ctx, tx, v.o.ID, syscall)
 	var problem *CallError
