@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/enginery/enginery/chain/kernel"
+	"github.com/enginery/enginery/internal/flock"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/upgrade"
 	"github.com/enginery/enginery/vat"
@@ -85,7 +86,7 @@ func Open(o Options) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a chain: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock.Try(lock, flock.Exclusive); err != nil {
 		lock.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrLocked
@@ -94,7 +95,7 @@ func Open(o Options) (*Node, error) {
 	}
 	s, err := swingstore.Create(o.Dir)
 	if err != nil {
-		lock.Close()
+		flock.Close(lock)
 		return nil, err
 	}
 	n := &Node{o: o, lock: lock, store: s, vats: make(map[string]*vat.Vat)}
@@ -124,7 +125,7 @@ func (n *Node) Close() error {
 	for _, v := range n.vats { // in any order
 		g.Go(v.Close)
 	}
-	return errors.Join(g.Wait(), n.store.Close(), n.lock.Close())
+	return errors.Join(g.Wait(), n.store.Close(), flock.Close(n.lock))
 }
 
 // Height returns the height of the last block; 0: there is none yet.

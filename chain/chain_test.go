@@ -307,7 +307,7 @@ func open(t testing.TB, dir string, engines func(string) (*vat.Engine, error), o
 // The whole life of a chain with real vats on real engines, on four nodes that are as unlike as nodes can be.
 func TestRollout(t *testing.T) {
 	t.Parallel()
-	vats, blocks, messages := 7, 12, 5
+	vats, blocks, messages := 7, 10, 4
 	if os.Getenv(soakEnv) != "" {
 		vats, blocks, messages = 51, 40, 25
 	}
@@ -332,7 +332,7 @@ func TestRollout(t *testing.T) {
 	var g sync.WaitGroup
 	for name, o := range map[string]chain.Options{
 		"two workers":              {Workers: 2, Jobs: 3},
-		"restarted every 4 blocks": {Jobs: 2},
+		"restarted every 6 blocks": {Jobs: 2},
 		"slow":                     {Workers: 4},
 	} {
 		g.Go(func() {
@@ -353,7 +353,7 @@ func TestRollout(t *testing.T) {
 					}
 					i++
 					switch {
-					case strings.HasPrefix(name, "restarted") && i%4 == 0:
+					case strings.HasPrefix(name, "restarted") && i%6 == 0:
 						again = true
 						stop(fmt.Errorf("to be restarted"))
 					case name == "slow":

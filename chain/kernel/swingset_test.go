@@ -98,7 +98,7 @@ func TestAgainstSwingSet(t *testing.T) {
 		b := names[(i+1)%len(names)]
 		todo.Calls = append(todo.Calls, call{a, "meet", []any{root(b), b}})
 	}
-	for i := range 120 {
+	for i := range 60 {
 		at := r.IntN(len(names))
 		a, b := names[at], names[(at+1)%len(names)]
 		what := fmt.Sprint("message ", i)

@@ -3,6 +3,7 @@ package flock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -27,7 +28,13 @@ func Lock(ctx context.Context, path string, how int) (unlock func(), err error) 
 		f.Close()
 		return nil, err
 	}
-	return func() { f.Close() }, nil
+	return func() { Close(f) }, nil
+}
+
+// Close gives back the lock of a file and closes it. Closing alone gives it back only when no process that is just being started has the
+// descriptor any more.
+func Close(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 // Wait takes the lock of an open file or folder, which ends when that is closed.
