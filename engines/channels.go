@@ -16,8 +16,8 @@ import (
 
 // Channels are the at most two versions that a chain runs at a time.
 type Channels struct {
-	Legacy  string // what vats run on that were not upgraded yet, or never can be
-	Current string // what new vats run on; may be Legacy
+	Legacy  string `json:"legacy"`  // what vats run on that were not upgraded yet, or never can be
+	Current string `json:"current"` // what new vats run on; may be Legacy
 }
 
 // Names of channels.

@@ -182,8 +182,19 @@ func (k *Kernel) Results(ctx context.Context, tx *swingstore.Tx) (results []Resu
 	return results, err
 }
 
-// Queued returns how many events wait for their turn.
+// Queued returns how many events wait for their turn, and garbage that vats have to be told of.
 func Queued(ctx context.Context, r *swingstore.Reader) (n int64, err error) {
+	garbage, err := optional(r.Get(ctx, "gcActions"))
+	if err != nil {
+		return 0, err
+	}
+	if garbage != "" {
+		var actions []string
+		if err := json.Unmarshal([]byte(garbage), &actions); err != nil {
+			return 0, fmt.Errorf("%s: reading key %q: %w", r.Path(), "gcActions", err)
+		}
+		n = int64(len(actions))
+	}
 	for _, name := range queues {
 		first, after, err := queue(ctx, r, name)
 		if err != nil {
