@@ -110,9 +110,13 @@ func ReadInput(line []byte, dir string) (*Input, error) {
 	return ParseInput(line)
 }
 
-// Drain makes empty blocks until another would do nothing, at most so many.
+// Drain makes empty blocks until another would do nothing, at most so many; none if there is nothing to do.
 func (n *Node) Drain(ctx context.Context, most int, report func(*Block)) error {
-	for range most {
+	busy, err := n.busy(ctx)
+	if err != nil {
+		return err
+	}
+	for made := 0; busy && made < most; made++ {
 		b, err := n.Make(ctx, nil)
 		if err != nil {
 			return err
@@ -120,9 +124,19 @@ func (n *Node) Drain(ctx context.Context, most int, report func(*Block)) error {
 		if report != nil {
 			report(b)
 		}
-		if !b.Busy() {
-			return nil
-		}
+		busy = b.Busy()
 	}
 	return nil
+}
+
+// busy reports whether the last block has left something to do.
+func (n *Node) busy(ctx context.Context) (bool, error) {
+	if n.height == 0 {
+		return false, nil
+	}
+	last, err := ReadBlock(ctx, &n.store.Reader, n.height)
+	if err != nil {
+		return false, err
+	}
+	return last.Busy(), nil
 }

@@ -149,13 +149,9 @@ func (n *Node) can(ctx context.Context, in *Input) error {
 func (n *Node) makeBlocks(ctx context.Context, inputs <-chan waiting, o SocketOptions) error {
 	var pending []waiting
 	asked := make(map[string]*client) // by Input.resultKey
-	busy := false
-	if n.height > 0 {
-		last, err := ReadBlock(ctx, &n.store.Reader, n.height)
-		if err != nil {
-			return err
-		}
-		busy = last.Busy()
+	busy, err := n.busy(ctx)
+	if err != nil {
+		return err
 	}
 	for {
 		if len(pending) == 0 && !busy {
