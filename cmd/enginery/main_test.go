@@ -267,7 +267,7 @@ func TestInterrupt(t *testing.T) {
 func TestReadOnlyHome(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
-		t.Skip("becoming another user takes root")
+		t.Skipf("NOT TESTED: %s: becoming another user takes root; run the tests as root", t.Name())
 	}
 	w := makeWorld(t)
 	// nobody must reach all of it.
