@@ -69,7 +69,8 @@ func StartManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 		o.Worker.Name = o.ID + ":" + o.Name
 	}
 	m := &Manager{o: o}
-	w, err := m.start(ctx, o.Worker.Snapshot, o.Worker.SnapshotSHA256)
+	o.Worker.Handle = m.handle
+	w, err := xsnap.Start(ctx, o.Worker)
 	if err != nil {
 		return nil, err
 	}
@@ -80,14 +81,8 @@ func StartManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 			return nil, err
 		}
 	}
-	m.o.Lockdown, m.o.Supervisor, m.o.Bundle = nil, nil, nil
+	m.o.Lockdown, m.o.Supervisor, m.o.Bundle, m.o.Worker.Snapshot = nil, nil, nil, nil
 	return m, nil
-}
-
-func (m *Manager) start(ctx context.Context, snapshot io.Reader, sha256 string) (*xsnap.Worker, error) {
-	o := m.o.Worker
-	o.Snapshot, o.SnapshotSHA256, o.Handle = snapshot, sha256, m.handle
-	return xsnap.Start(ctx, o)
 }
 
 func (m *Manager) load() error {
@@ -258,32 +253,16 @@ func (m *Manager) Snapshot(ctx context.Context, dst io.Writer, restart bool) err
 		_, err := old.Snapshot(dst)
 		return err
 	}
-	r, w := io.Pipe()
-	type started struct {
-		w   *xsnap.Worker
-		err error
-	}
-	done := make(chan started, 1)
-	go func() {
-		next, err := m.start(ctx, r, "")
-		r.CloseWithError(errors.New("the new worker reads no more"))
-		done <- started{next, err}
-	}()
-	_, err := old.Snapshot(io.MultiWriter(dst, w))
-	w.CloseWithError(err) // nil is the end
-	next := <-done
-	if err = errors.Join(next.err, err); err != nil {
-		if next.w != nil {
-			next.w.Kill()
-		}
+	next, err := old.Fork(ctx, dst)
+	if err != nil {
 		return fmt.Errorf("starting %s anew from its heap snapshot: %w", m.o.ID, err)
 	}
 	m.mu.Lock()
-	m.w = next.w
+	m.w = next
 	killed := m.killed
 	m.mu.Unlock()
 	if killed {
-		next.w.Kill()
+		next.Kill()
 	}
 	return old.Close()
 }

@@ -64,6 +64,38 @@ func BenchmarkSnapshot(b *testing.B) {
 	b.ReportMetric(float64(snapshots)/float64(copies), "x-pipe")
 }
 
+// BenchmarkFork measures how long a worker with the same heap takes to start, and compares that with a snapshot that is read through an io.Pipe.
+func BenchmarkFork(b *testing.B) {
+	o := native.options(b)
+	w := begin(b, o)
+	evaluate(b, w, "globalThis.kept = Array.from({length: 100_000}, (_, i) => ({i, text: `item ${i}`, more: [i, i]})); 0")
+	var forks, pipes time.Duration
+	for b.Loop() {
+		start := time.Now()
+		next, err := w.Fork(b.Context(), io.Discard)
+		if err != nil {
+			b.Fatal(err)
+		}
+		forks += time.Since(start)
+		next.Kill()
+
+		start = time.Now()
+		r, pw := io.Pipe()
+		go func() {
+			_, err := w.Snapshot(pw)
+			pw.CloseWithError(err)
+		}()
+		o.Snapshot = r
+		if next, err = Start(b.Context(), o); err != nil {
+			b.Fatal(err)
+		}
+		pipes += time.Since(start)
+		next.Kill()
+	}
+	b.ReportMetric(float64(forks.Milliseconds())/float64(b.N), "ms/fork")
+	b.ReportMetric(float64(pipes)/float64(forks), "x-io.Pipe")
+}
+
 // pipe passes n bytes through a pipe, as a worker writes and a host reads.
 func pipe(n int64) error {
 	r, w, err := os.Pipe()

@@ -39,14 +39,15 @@ func start(ctx context.Context, options *Options) (_ *Worker, err error) {
 	w := &Worker{o: o, ctx: ctx, program: program, stderr: &tail{to: o.Stderr}, exited: make(chan struct{})}
 	args := []string{o.Name}
 	var theirs [6]*os.File // descriptors 3 to 8; 5 and 6 are for a debugger and a profiler
-	pipes := [][2]**os.File{{&theirs[0], &w.commands}, {&w.replies, &theirs[1]}}
+	talk := [][2]**os.File{{&theirs[0], &w.commands}, {&w.replies, &theirs[1]}}
+	var heap [][2]**os.File
 	if o.Protocol >= Level4 {
-		pipes = append(pipes, [2]**os.File{&w.saves, &theirs[4]})
+		heap = append(heap, [2]**os.File{&w.saves, &theirs[4]})
 	}
 	switch {
-	case o.Snapshot == nil:
+	case !o.hasSnapshot():
 	case o.Protocol >= Level4:
-		pipes = append(pipes, [2]**os.File{&theirs[5], &w.loads})
+		heap = append(heap, [2]**os.File{&theirs[5], &w.loads})
 		args = append(args, "-r", "@8:snapshot")
 	default:
 		file, err := spool(newSource(o))
@@ -68,8 +69,13 @@ func start(ctx context.Context, options *Options) (_ *Worker, err error) {
 			w.closeFiles()
 		}
 	}()
-	for _, p := range pipes {
-		if *p[0], *p[1], err = os.Pipe(); err != nil {
+	for _, p := range talk {
+		if *p[0], *p[1], err = blockingPipe(); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range heap {
+		if *p[0], *p[1], err = widePipe(); err != nil {
 			return nil, err
 		}
 	}
@@ -88,13 +94,38 @@ func start(ctx context.Context, options *Options) (_ *Worker, err error) {
 	handling, exited := context.WithCancel(ctx)
 	w.handling = handling
 	go w.wait(exited)
-	if o.Snapshot != nil {
+	if o.hasSnapshot() {
 		if err := w.load(); err != nil {
 			w.Kill()
 			return nil, err
 		}
+		w.o.Snapshot, w.o.fork = nil, nil
 	}
 	return w, nil
+}
+
+// blockingPipe makes a pipe that is read and written without Go's poller, so that who waits for the other side is woken by it: messages go to and
+// fro in half the time. A thread waits, and Close wakes nobody; the end of the process does.
+func blockingPipe() (r, w *os.File, err error) {
+	var fd [2]int
+	if err := unix.Pipe2(fd[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	return os.NewFile(uintptr(fd[0]), "|0"), os.NewFile(uintptr(fd[1]), "|1"), nil
+}
+
+// pipeSize is how much of a heap snapshot is on its way at a time, in bytes: the fewer turns the processes take, the sooner it is there.
+const pipeSize = 256 << 10
+
+// widePipe makes a pipe of that size, or of the system's if that refuses.
+func widePipe() (r, w *os.File, err error) {
+	if r, w, err = os.Pipe(); err != nil {
+		return nil, nil, err
+	}
+	if c, err := w.SyscallConn(); err == nil {
+		c.Control(func(fd uintptr) { unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
+	}
+	return r, w, nil
 }
 
 // command makes the command that runs the program.

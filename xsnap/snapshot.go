@@ -1,6 +1,7 @@
 package xsnap
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"time"
 )
 
@@ -35,6 +37,9 @@ func (w *Worker) Snapshot(dst io.Writer) (size int64, err error) {
 	return size, nil
 }
 
+// buffers are for heap snapshots on their way: as large as their pipes are.
+var buffers = sync.Pool{New: func() any { b := make([]byte, pipeSize); return &b }}
+
 // maxSnapshot bounds what is read of a worker that goes on and on, in bytes: a heap has at most 2 GB.
 const maxSnapshot = 1 << 32
 
@@ -52,7 +57,8 @@ func (w *Worker) saveToPipe(dst io.Writer) (size int64, failed, err error) {
 		answered <- result{reply, err}
 		w.saves.SetReadDeadline(time.Now()) // wakes the reader below
 	}()
-	buf := make([]byte, 64<<10)
+	buf := *buffers.Get().(*[]byte)
+	defer buffers.Put(&buf)
 	var n int64
 	for size = -1; size < 0 || n < size; {
 		k, rerr := w.saves.Read(buf)
@@ -81,6 +87,58 @@ func (w *Worker) saveToPipe(dst io.Writer) (size int64, failed, err error) {
 		return 0, nil, &ProtocolError{fmt.Sprintf("a heap snapshot has %d bytes, and %d came", size, n)}
 	}
 	return size, failed, nil
+}
+
+// Fork takes a heap snapshot, as Snapshot does, and starts a worker from it, with the options of this one, while it is made. It is the same as to
+// start a worker from what dst gets, and takes less time. Both workers live on; after an error, of dst too, there is none but this one.
+func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
+	f := &fork{dst: dst, pipe: make(chan io.Writer, 1), saved: make(chan error, 1)}
+	o := w.o
+	o.Snapshot, o.SnapshotSHA256, o.fork = nil, "", f
+	type started struct {
+		w   *Worker
+		err error
+	}
+	start := make(chan started, 1)
+	go func() {
+		next, err := Start(ctx, o)
+		close(f.pipe)
+		start <- started{next, err}
+	}()
+	err := errors.New("writing it panicked")
+	func() {
+		defer func() { f.saved <- err }()
+		_, err = w.Snapshot(f)
+	}()
+	next := <-start
+	if err = errors.Join(err, next.err); err != nil {
+		if next.w != nil {
+			next.w.Kill()
+		}
+		return nil, err
+	}
+	return next.w, nil
+}
+
+// fork passes a heap snapshot on to dst and to the worker that starts from it.
+type fork struct {
+	dst   io.Writer
+	pipe  chan io.Writer // of that worker, once; closed when it takes no more
+	next  io.Writer      // what came from pipe
+	lost  error          // why next does not have all
+	saved chan error     // of the worker whose heap it is
+}
+
+func (f *fork) Write(p []byte) (int, error) {
+	if f.next == nil {
+		if f.next = <-f.pipe; f.next == nil {
+			f.next = io.Discard // Start says why
+		}
+	}
+	if f.lost == nil {
+		_, f.lost = f.next.Write(p)
+	}
+	return f.dst.Write(p)
 }
 
 func (w *Worker) saveToFile(dst io.Writer) (size int64, failed, err error) {
@@ -151,11 +209,24 @@ type source struct {
 	r    io.Reader
 	want string // hash, if not empty
 	sum  hash.Hash
+	fork *fork // in place of r; nil: none
 	err  error
 }
 
 func newSource(o Options) *source {
-	return &source{r: o.Snapshot, want: o.SnapshotSHA256, sum: sha256.New()}
+	return &source{r: o.Snapshot, want: o.SnapshotSHA256, sum: sha256.New(), fork: o.fork}
+}
+
+// WriteTo is what io.Copy calls.
+func (s *source) WriteTo(w io.Writer) (int64, error) {
+	if s.fork == nil {
+		return io.Copy(w, struct{ io.Reader }{s})
+	}
+	s.fork.pipe <- w
+	if s.err = <-s.fork.saved; s.err != nil {
+		return 0, s.err
+	}
+	return 0, s.fork.lost
 }
 
 func (s *source) Read(p []byte) (int, error) {

@@ -64,7 +64,8 @@ type Options struct {
 	// and XSBUG_HOST and XSBUG_PORT have a debug worker call a debugger.
 	Env []string
 
-	dir string // working directory; empty: this process's
+	dir  string // working directory; empty: this process's
+	fork *fork  // in place of Snapshot; nil: none
 }
 
 // Meter is what a worker says of a crank.
@@ -126,6 +127,8 @@ func Start(ctx context.Context, o Options) (*Worker, error) {
 func (o *Options) explain(doing string, err error) error {
 	return &Error{Worker: o.Name, Version: o.Version, Doing: doing, Err: err}
 }
+
+func (o *Options) hasSnapshot() bool { return o.Snapshot != nil || o.fork != nil }
 
 func (o *Options) check() error {
 	switch {

@@ -696,6 +696,87 @@ func TestSnapshotReader(t *testing.T) {
 	})
 }
 
+func TestFork(t *testing.T) {
+	for _, level := range []int{Level3, Level4} {
+		t.Run(fmt.Sprintf("level %d", level), func(t *testing.T) {
+			t.Setenv("TMPDIR", t.TempDir())
+			o := native.options(t)
+			o.Protocol, o.Name = level, "forked"
+			w := begin(t, o)
+			evaluate(t, w, "globalThis.who = 'old'")
+			want := sha(snapshot(t, w))
+			var heap bytes.Buffer
+			next, err := w.Fork(t.Context(), &heap)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer next.Kill()
+			if got := sha(heap.Bytes()); got != want {
+				t.Errorf("the fork's heap has the hash %s, expected %s", got, want)
+			}
+			evaluate(t, next, "who = 'new'")
+			for w, want := range map[*Worker]string{w: "old", next: "new"} {
+				if got := evaluate(t, w, answer("who")); got != want {
+					t.Errorf("in the %s worker it is %s", want, got)
+				}
+			}
+			third, err := next.Fork(t.Context(), io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := next.Close(); err != nil {
+				t.Error(err)
+			}
+			if got := evaluate(t, third, answer("who")); got != "new" {
+				t.Errorf("in the fork of a fork it is %s", got)
+			}
+			third.Kill()
+
+			want = sha(snapshot(t, w))
+			gone, cancel := context.WithCancel(t.Context())
+			cancel()
+			for _, c := range []struct {
+				name string
+				ctx  context.Context
+				dst  io.Writer
+				err  error
+			}{
+				{"writer fails at once", t.Context(), &writer{}, errFull},
+				{"writer fails on the way", t.Context(), &writer{left: 100_000}, errFull},
+				{"context has ended", gone, io.Discard, context.Canceled},
+			} {
+				soon(t, c.name, func() {
+					if next, err := w.Fork(c.ctx, c.dst); next != nil || !errors.Is(err, c.err) {
+						t.Errorf("%s: %v, expected %v", c.name, err, c.err)
+					}
+				})
+				if sha(snapshot(t, w)) != want {
+					t.Errorf("%s: the next snapshot is wrong", c.name)
+				}
+			}
+			w.o.Path = "/nonexistent"
+			if _, err := w.Fork(t.Context(), io.Discard); !errors.Is(err, os.ErrNotExist) {
+				t.Error(err)
+			}
+			soon(t, "a writer that panics", func() {
+				defer func() {
+					if r := recover(); r != errFull {
+						t.Errorf("recovered %v", r)
+					}
+				}()
+				w.o.Path = o.Path
+				w.Fork(t.Context(), &writer{panics: true})
+			})
+			w = begin(t, o)
+			evaluate(t, w, "globalThis.kept = Array.from({length: 50_000}, (_, i) => `item ${i}`); 0")
+			_, err = w.Fork(t.Context(), writerFunc(func(p []byte) (int, error) { w.Kill(); return len(p), nil }))
+			if level == Level4 && !errors.Is(err, ErrKilled) {
+				t.Errorf("the old worker is killed on the way: %v", err)
+			}
+		})
+	}
+}
+
 func TestClose(t *testing.T) {
 	o := native.options(t)
 	for name, source := range map[string]string{
