@@ -37,6 +37,9 @@ type source struct {
 	mute  error              // why those who vouch for it there could not all be heard
 }
 
+// failure is why a source is of no use, or of less.
+func (s *source) failure() error { return cmp.Or(s.mute, s.err) }
+
 func (r *Resolver) patience() time.Duration {
 	if r.Patience > 0 {
 		return r.Patience
@@ -102,7 +105,7 @@ func (r *Resolver) attempt(ctx context.Context, v *version) (*engines.Engine, er
 	installed, err := r.whole(v)
 	there := err == nil
 	sources := r.sources()
-	for _, s := range sources {
+	for i, s := range sources {
 		if decision.OK && there {
 			break
 		}
@@ -122,6 +125,9 @@ func (r *Resolver) attempt(ctx context.Context, v *version) (*engines.Engine, er
 			}
 		}
 		decision = v.policy.Decide(v.Subject, evidence, r.options())
+		if i+1 < len(sources) || decision.OK && there {
+			logFailure(ctx, v, s)
+		}
 	}
 	switch tried := failures(sources); {
 	case !there:
@@ -141,24 +147,28 @@ func (r *Resolver) attempt(ctx context.Context, v *version) (*engines.Engine, er
 
 // install installs a version from the first source that gives all of it. What one gave is not asked of the next.
 func (r *Resolver) install(ctx context.Context, sources []*source, v *version) (*engines.Engine, error) {
-	for _, s := range sources {
-		if s.err == nil && !s.asked {
-			r.ask(ctx, s, v)
-		}
+	for i, s := range sources {
 		if s.err != nil {
 			continue
 		}
-		e, err := r.installFrom(ctx, s, v)
-		switch {
-		case err == nil:
-			return e, nil
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case !ofSource(err):
-			return nil, err
+		if !s.asked {
+			r.ask(ctx, s, v)
 		}
-		s.err = err
-		progress.Logf(ctx, "%s: %s: %v", v.Version, s.name, firstLine(err))
+		if s.err == nil {
+			e, err := r.installFrom(ctx, s, v)
+			switch {
+			case err == nil:
+				return e, nil
+			case ctx.Err() != nil:
+				return nil, ctx.Err()
+			case !ofSource(err):
+				return nil, err
+			}
+			s.err = err
+		}
+		if i+1 < len(sources) {
+			logFailure(ctx, v, s)
+		}
 	}
 	return nil, &UnavailableError{v.Version, failures(sources)}
 }
@@ -181,16 +191,19 @@ func ofSource(err error) bool {
 func failures(sources []*source) []error {
 	var tried []error
 	for _, s := range sources {
-		if err := cmp.Or(s.mute, s.err); err != nil {
+		if err := s.failure(); err != nil {
 			tried = append(tried, fmt.Errorf("%s: %w", s.name, err))
 		}
 	}
 	return tried
 }
 
-func firstLine(err error) string {
-	line, _, _ := strings.Cut(err.Error(), "\n")
-	return line
+// logFailure says, if a source has failed, why it goes on without it. The failure of the last one is in the error instead.
+func logFailure(ctx context.Context, v *version, s *source) {
+	if err := s.failure(); err != nil {
+		line, _, _ := strings.Cut(err.Error(), "\n")
+		progress.Logf(ctx, "%s: %s: %s", v.Version, s.name, line)
+	}
 }
 
 // ask looks for a version in a source, and returns what others say of it there. In the time of several answers there must be all.
@@ -211,10 +224,7 @@ func (r *Resolver) ask(ctx context.Context, s *source, v *version) []trust.Evide
 	if errors.As(s.err, &misleads) {
 		evidence, s.mute = nil, nil
 	}
-	err := cmp.Or(s.mute, s.err)
-	if task.Done(err); err != nil {
-		progress.Logf(ctx, "%s: %s: %s", v.Version, s.name, firstLine(err))
-	}
+	task.Done(s.failure())
 	return evidence
 }
 
