@@ -1,7 +1,6 @@
 package resolver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,9 +18,11 @@ import (
 // recorded, and that its bytes, where they were read, are right.
 type Explanation struct {
 	*trust.Decision
-	Recorded digest.Digest `json:"recorded"`         // the index that the version must have
-	Asked    []string      `json:"asked"`            // sources that answered
-	Silent   []string      `json:"silent,omitempty"` // those that did not, and why
+	Recorded digest.Digest `json:"recorded"`          // the index that the version must have
+	Asked    []string      `json:"asked"`             // sources that answered
+	Without  []string      `json:"without,omitempty"` // what those of them that do not have the version said
+	Found    bool          `json:"found"`             // the node or a source has the version
+	Silent   []string      `json:"silent,omitempty"`  // those that did not answer, and why
 }
 
 func (e *Explanation) require(r trust.Requirement, err error) {
@@ -50,6 +51,7 @@ func (r *Resolver) Explain(ctx context.Context, name string, o Options) (*Explan
 	if errors.Is(err, engines.ErrNotInstalled) {
 		return e, nil
 	}
+	e.Found = true
 	files := trust.Requirement{Name: "files", Need: "the node's files are those of the record"}
 	if err == nil {
 		files.By = []string{"this node"}
@@ -82,7 +84,7 @@ func (r *Resolver) ExplainReference(ctx context.Context, ref string) (*Explanati
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
-	e, err := r.explain(ctx, v, d.Digest, []*source{{name: place, repo: repo}})
+	e, err := r.explain(ctx, v, d.Digest, []*source{{name: place, repo: repo, index: d}})
 	if err != nil {
 		return nil, err
 	}
@@ -128,13 +130,21 @@ func (r *Resolver) explain(ctx context.Context, v *version, index digest.Digest,
 		if s.err == nil {
 			more, s.mute = trust.Collect(ctx, s.repo, index)
 		}
+		if s.failure() == nil && s.index.Digest == "" {
+			s.index, s.err = s.repo.Resolve(ctx, index.String())
+		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if err := cmp.Or(s.err, s.mute); err != nil {
-			e.Silent = append(e.Silent, fmt.Sprintf("%s: %v", s.name, err))
-		} else {
+		switch err := s.failure(); {
+		case err == nil:
+			e.Found = true
 			e.Asked = append(e.Asked, s.name)
+		case errors.Is(err, repository.ErrNotFound):
+			e.Asked = append(e.Asked, s.name)
+			e.Without = append(e.Without, err.Error())
+		default:
+			e.Silent = append(e.Silent, fmt.Sprintf("%s: %v", s.name, err))
 		}
 		evidence = append(evidence, more...)
 	}

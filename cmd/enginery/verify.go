@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -116,8 +117,13 @@ func (v *verified) identify() error {
 }
 
 func (v *verified) err() error {
-	if v.OK {
+	switch {
+	case v.OK:
 		return nil
+	case !v.Found && len(v.Asked)+len(v.Silent) == 0:
+		return &exit.Error{Code: exit.Unavailable, Err: fmt.Errorf("%s is not verified: the node does not have it, and no source was asked", v.Subject)}
+	case !v.Found:
+		return &exit.Error{Code: exit.Unavailable, Err: fmt.Errorf("%s is not verified: no source has it:\n  %s", v.Subject, strings.Join(slices.Concat(v.Without, v.Silent), "\n  "))}
 	}
 	var unmet []string
 	for _, r := range v.Requirements {
@@ -125,8 +131,7 @@ func (v *verified) err() error {
 			unmet = append(unmet, r.Name)
 		}
 	}
-	err := error(&exit.Error{Code: exit.Different, Err: fmt.Errorf("%s is not verified: not met: %s", v.Subject, strings.Join(unmet, ", "))})
-	return err
+	return &exit.Error{Code: exit.Different, Err: fmt.Errorf("%s is not verified: not met: %s", v.Subject, strings.Join(unmet, ", "))}
 }
 
 func (v *verified) write(out io.Writer) error {
@@ -139,6 +144,9 @@ func (v *verified) write(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	for _, name := range v.Asked {
 		fmt.Fprintf(w, "  asked\t%s\n", name)
+	}
+	for _, text := range v.Without {
+		fmt.Fprintf(w, "  not there\t%s\n", text)
 	}
 	for _, text := range v.Silent {
 		fmt.Fprintf(w, "  no answer\t%s\n", text)
