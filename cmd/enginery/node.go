@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -46,10 +47,24 @@ func (a *app) resolver(s *sources) (*resolver.Resolver, error) {
 			return nil, usage(fmt.Errorf("--from: %w", err))
 		}
 	}
+	if err := checkPolicy(s.policy); err != nil {
+		return nil, err
+	}
 	r, err := resolver.Open(a.home, s.policy)
 	if err != nil {
 		return nil, err
 	}
 	r.Sources, r.Patience = s.from, s.patience
 	return r, nil
+}
+
+// checkPolicy refuses a command line that names a policy file that is not there.
+func checkPolicy(file string) error {
+	if file == "" {
+		return nil
+	}
+	if _, err := os.Stat(file); err != nil {
+		return usage(fmt.Errorf("the policy: %w", err))
+	}
+	return nil
 }

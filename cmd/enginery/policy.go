@@ -53,6 +53,9 @@ func policyCheckCommand(a *app) *cobra.Command {
 }
 
 func (a *app) showPolicy(cmd *cobra.Command, given string, whole bool) error {
+	if err := checkPolicy(given); err != nil {
+		return err
+	}
 	name, p, text, err := resolver.LoadPolicy(a.home, given)
 	if err != nil {
 		return err
