@@ -158,7 +158,7 @@ func TestPlanted(t *testing.T) {
 			if !slices.Contains([]replay.Dimension{replay.WrongSyscall, replay.Computrons, replay.HeapSnapshot}, first.Dimension) {
 				return
 			}
-			again, err := replay.Reproduce(t.Context(), dir+"/"+first.Reproducer, e, replay.Options{})
+			again, err := replay.Reproduce(t.Context(), first.Reproducer, e, replay.Options{})
 			if err != nil || !again.Reproduced {
 				t.Errorf("reproducing: %v %s", err, show(t, again))
 			}

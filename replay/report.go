@@ -142,7 +142,7 @@ type Difference struct {
 	Got      string `json:"got,omitempty"`
 
 	Meter      Meter  `json:"meter"`                // after the delivery, as far as it went
-	Reproducer string `json:"reproducer,omitempty"` // file that Reproduce runs alone
+	Reproducer string `json:"reproducer,omitempty"` // path of the file that Reproduce runs alone
 }
 
 // Meter is what a worker says of a delivery.

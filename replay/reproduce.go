@@ -124,8 +124,8 @@ func reproducers(ctx context.Context, dir string, all []*work) error {
 					done[k] = true
 				}
 				c := w.piece.run.column
-				d.Reproducer = fmt.Sprintf("%s-%d-%s-%s-%s.sqlite", d.Vat, d.Position, d.Dimension, c.Version, c.Start)
-				if err := w.piece.reproducer(ctx, filepath.Join(dir, d.Reproducer), *d); err != nil {
+				d.Reproducer = filepath.Join(dir, fmt.Sprintf("%s-%d-%s-%s-%s.sqlite", d.Vat, d.Position, d.Dimension, c.Version, c.Start))
+				if err := w.piece.reproducer(ctx, d.Reproducer, *d); err != nil {
 					return fmt.Errorf("writing a reproducer of item %d of %s: %w", d.Position, d.Vat, err)
 				}
 			}

@@ -45,7 +45,10 @@ const hostile = `</title><script>document.title = "hijacked"</script>'"&<!--]]>`
 
 // replays are reports on real replays of the kernel's store, made once for all tests: of three vats of which one was terminated and has a
 // hostile name, on the version that made it, as they were and with changes planted; and compared with another version.
-type replays struct{ same, planted, compared *replay.Report }
+type replays struct {
+	same, planted, compared *replay.Report
+	reproducers             string // folder with those of planted
+}
 
 var vats = []string{"v5", "v6", "v9"}
 
@@ -67,7 +70,7 @@ func reports(t testing.TB) *replays {
 	if real.replays != nil {
 		return real.replays
 	}
-	r := new(replays)
+	r := &replays{reproducers: t.TempDir()}
 	e := engine(t, swingsettest.Version, recipes.Release)
 	store := swingsettest.Store(t)
 	name, _ := json.Marshal(map[string]string{"name": hostile})
@@ -84,7 +87,7 @@ func reports(t testing.TB) *replays {
 	swingsettest.Plant(t, store, "v6", 2, `"sc":[`, `"sc":[{"s":["vatstoreDelete",`+harm+`],"r":["ok",null]},`)        // a syscall that there was not
 	swingsettest.Change(t, store, "DELETE FROM transcriptItems WHERE vatID = 'v9' AND position >= 5")                  // a span that was pruned
 	swingsettest.Change(t, store, "UPDATE transcriptItems SET item = item || ' ' WHERE vatID = 'v6' AND position = 6") // damage
-	if r.planted, err = replay.Run(ctx, open(t, store), e, replay.Options{Vats: vats, Reproducers: t.TempDir()}); err != nil {
+	if r.planted, err = replay.Run(ctx, open(t, store), e, replay.Options{Vats: vats, Reproducers: r.reproducers}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -230,7 +230,7 @@ func TestText(t *testing.T) {
 	contains(t, text(all.same), "v5   ledger", "identical", "\nSame. agoric-upgrade-22 does in every span of 3 vats what was recorded")
 	contains(t, text(all.planted), "divergent", "v5 ledger on agoric-upgrade-22: 1 wrong syscall, 1 computron count, 1 heap snapshot",
 		"wrong syscall vatstoreSet at item 7, syscall 11 of v5, message open to o+0", `-     "balance": {"body": "#\"+7\"", "slots": []}`,
-		"enginery replay reproduce v5-7-wrong-syscall-agoric-upgrade-22-snapshots.sqlite", `\u202e\u001b[31m`, "damaged", "unavailable",
+		"enginery replay reproduce "+filepath.Join(all.reproducers, "v5-7-wrong-syscall-agoric-upgrade-22-snapshots.sqlite"), `\u202e\u001b[31m`, "damaged", "unavailable",
 		"\nDifferent. agoric-upgrade-22 does something else")
 	contains(t, text(all.compared), "v5  ledger", all.compared.Classification.Vats[0].Reason)
 }
