@@ -29,10 +29,37 @@ type piece struct {
 	keep     string               // file for the last heap snapshot that is taken before its end; "": none
 }
 
-// items returns how many items a piece has.
-func (p *piece) items() (n int64) {
-	for _, s := range p.spans {
-		n += s.End - s.Start
+// length estimates how long a piece takes, in computrons. It only says what is begun with.
+func (p *piece) length(ctx context.Context) int64 {
+	const (
+		bundles  = 100_000_000 // for a start from bundles
+		snapshot = 5_000_000   // for one from a heap snapshot, and for taking one
+		item     = 300_000
+		read     = 3 // items: with bundles come startVat and what it costs, which may be much
+	)
+	n := int64(snapshot)
+	if p.snapshot == nil {
+		n = bundles
+	}
+	left := read
+	for i, s := range p.spans {
+		n += item * (s.End - s.Start)
+		if i > 0 {
+			n += snapshot
+			continue
+		}
+		for i, err := range p.run.source.Items(ctx, s) {
+			var e vat.Entry
+			if err != nil || json.Unmarshal(i.Text, &e) != nil {
+				break // whoever replays it will see
+			}
+			if e.Result.Metering != nil {
+				n += e.Result.Metering.Computrons
+			}
+			if left--; left == 0 {
+				break
+			}
+		}
 	}
 	return n
 }
@@ -328,15 +355,17 @@ func (p *player) initialize(ctx context.Context, e entry) error {
 		return &stop{Unavailable, "the source does not say what bundle it ran"}
 	}
 	mo := vat.ManagerOptions{Worker: p.worker(), ID: p.vat.ID, Name: p.vat.Name, LiveSlots: vat.LiveSlots{EnableDisavow: p.vat.Options.EnableDisavow, RelaxDurabilityRules: p.run.relax}}
-	if p.run.column.Bundles == BundlesVersion || len(w.BundleIDs) != 2 {
-		mo.Lockdown, mo.Supervisor = p.run.engine.Lockdown, p.run.engine.Supervisor
-		if mo.Lockdown == nil || mo.Supervisor == nil {
+	ids, own := w.BundleIDs, [2][]byte{}
+	if p.run.column.Bundles == BundlesVersion || len(ids) != 2 {
+		ids, own = []string{"lockdown", "supervisor"}, [2][]byte{p.run.engine.Lockdown, p.run.engine.Supervisor}
+		if own[0] == nil || own[1] == nil {
 			return &stop{Unavailable, "neither the source nor the version has lockdown and supervisor bundles"}
 		}
-	} else if mo.Lockdown, err = p.run.bundle(ctx, w.BundleIDs[0]); err != nil {
-		return err
-	} else if mo.Supervisor, err = p.run.bundle(ctx, w.BundleIDs[1]); err != nil {
-		return err
+	}
+	for i, dst := range []*vat.Script{&mo.Lockdown, &mo.Supervisor} {
+		if *dst, err = p.run.script(ctx, ids[i], own[i]); err != nil {
+			return err
+		}
 	}
 	if mo.Bundle, err = p.run.bundle(ctx, init.Source.BundleID); err != nil {
 		return err

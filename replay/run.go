@@ -53,7 +53,8 @@ type runner struct {
 	relax   bool // relaxDurabilityRules
 	timeout time.Duration
 	observe func(Event)
-	bundles *bundles
+	bundles *bundles[[]byte]
+	scripts *bundles[vat.Script]
 	pause   time.Duration // between two checkpoints
 	keep    string        // folder for the heap snapshots from which vats go on; "": none
 }
@@ -64,7 +65,7 @@ func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o 
 		return nil, err
 	}
 	r := &runner{
-		source: source, engine: e, pause: checkpointPause, timeout: cmp.Or(o.Timeout, DefaultTimeout), bundles: &bundles{byID: make(map[string][]byte)},
+		source: source, engine: e, pause: checkpointPause, timeout: cmp.Or(o.Timeout, DefaultTimeout), bundles: newBundles[[]byte](), scripts: newBundles[vat.Script](),
 		column: Column{Version: e.Version, Engine: digest, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker},
 	}
 	if o.VersionBundles {
@@ -104,14 +105,32 @@ func (r *runner) bundle(ctx context.Context, id string) ([]byte, error) {
 	return r.bundles.get(id, func() ([]byte, error) { return r.source.Bundle(ctx, id) })
 }
 
+// script returns a lockdown or supervisor bundle: the version's own, or if that is nil the source's.
+func (r *runner) script(ctx context.Context, id string, own []byte) (vat.Script, error) {
+	return r.scripts.get(id, func() (_ vat.Script, err error) {
+		if own == nil {
+			if own, err = r.source.Bundle(ctx, id); err != nil {
+				return "", err
+			}
+		}
+		s, err := vat.ParseScript(own)
+		if err != nil {
+			return "", fmt.Errorf("bundle %s: %w", id, err)
+		}
+		return s, nil
+	})
+}
+
 // bundles keeps those in memory that were used last, since many vats run the same.
-type bundles struct {
+type bundles[T []byte | vat.Script] struct {
 	mu   sync.Mutex
-	byID map[string][]byte
+	byID map[string]T
 	size int
 }
 
-func (b *bundles) get(id string, read func() ([]byte, error)) ([]byte, error) {
+func newBundles[T []byte | vat.Script]() *bundles[T] { return &bundles[T]{byID: make(map[string]T)} }
+
+func (b *bundles[T]) get(id string, read func() (T, error)) (T, error) {
 	const limit = 32 << 20 // bytes
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -120,7 +139,7 @@ func (b *bundles) get(id string, read func() ([]byte, error)) ([]byte, error) {
 	}
 	bundle, err := read()
 	if err != nil {
-		return nil, err
+		return bundle, err
 	}
 	if b.size += len(bundle); b.size > limit {
 		clear(b.byID)
@@ -149,6 +168,7 @@ type work struct {
 	piece  *piece
 	vat    int
 	first  *work // that does the same; nil: none
+	length int64
 	result *result
 }
 
@@ -259,7 +279,10 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 			w.first.piece.keep = w.piece.keep
 		}
 	}
-	slices.SortStableFunc(order, func(a, b *work) int { return cmp.Compare(b.piece.items(), a.piece.items()) })
+	for _, w := range order {
+		w.length = w.piece.length(ctx)
+	}
+	slices.SortStableFunc(order, func(a, b *work) int { return cmp.Compare(b.length, a.length) })
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(cmp.Or(o.Jobs, runtime.NumCPU()))
 	for _, w := range order {

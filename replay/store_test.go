@@ -99,10 +99,10 @@ func heapsOf(ctx context.Context, s *swingstore.Store, e *vat.Engine, id string,
 					return err
 				}
 				mo := vat.ManagerOptions{Worker: e.Worker, ID: id, Name: v.Name}
-				for dst, id := range map[*[]byte]string{&mo.Bundle: init.Source.BundleID, &mo.Lockdown: init.WorkerOptions.BundleIDs[0], &mo.Supervisor: init.WorkerOptions.BundleIDs[1]} {
-					if *dst, err = s.Bundle(ctx, id); err != nil {
-						return err
-					}
+				read := func(id string) ([]byte, error) { return s.Bundle(ctx, id) }
+				ids := init.WorkerOptions.BundleIDs
+				if err := mo.ReadBundles(read, ids[0], ids[1], init.Source.BundleID); err != nil {
+					return err
 				}
 				if m, err = vat.StartManager(ctx, mo); err != nil {
 					return err

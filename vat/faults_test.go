@@ -358,13 +358,10 @@ func TestWorkerDiesInSnapshot(t *testing.T) {
 	}
 	for i, restart := range []bool{false, true} {
 		o := ManagerOptions{Worker: worker(t, newer, "linux/amd64"), ID: "v4", Name: fmt.Sprint("dies in a heap snapshot ", i)}
-		for _, b := range []struct {
-			id  string
-			dst *[]byte
-		}{{v.BundleID, &o.Bundle}, {v.Options.WorkerOptions.BundleIDs[0], &o.Lockdown}, {v.Options.WorkerOptions.BundleIDs[1], &o.Supervisor}} {
-			if *b.dst, err = s.Bundle(t.Context(), b.id); err != nil {
-				t.Fatal(err)
-			}
+		read := func(id string) ([]byte, error) { return s.Bundle(t.Context(), id) }
+		ids := v.Options.WorkerOptions.BundleIDs
+		if err := o.ReadBundles(read, ids[0], ids[1], v.BundleID); err != nil {
+			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), deadline)
 		defer cancel()

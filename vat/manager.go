@@ -23,12 +23,54 @@ type ManagerOptions struct {
 
 	ID, Name string // of the vat: "v8", "mint"
 
-	// Bundles are objects in JSON, as a store has them.
-	Lockdown, Supervisor, Bundle []byte
-	LiveSlots                    LiveSlots
+	Lockdown, Supervisor Script
+	Bundle               []byte // an object in JSON, as a store has it
+	LiveSlots            LiveSlots
 
 	// Console is told what the vat prints; nil: nobody.
 	Console func(source, level string, args []json.RawMessage)
+}
+
+// Script is a lockdown or supervisor bundle as a worker evaluates it. Many workers may start from one.
+type Script string
+
+// ParseScript reads a bundle, an object in JSON as a store has it, of moduleFormat nestedEvaluate or getExport.
+func ParseScript(bundle []byte) (Script, error) {
+	var b struct {
+		ModuleFormat string `json:"moduleFormat"`
+		Source       string `json:"source"`
+	}
+	if err := json.Unmarshal(bundle, &b); err != nil {
+		return "", fmt.Errorf("reading a bundle: %w", err)
+	}
+	if b.ModuleFormat != "nestedEvaluate" && b.ModuleFormat != "getExport" {
+		return "", fmt.Errorf("a bundle has moduleFormat %q, expected nestedEvaluate", b.ModuleFormat)
+	}
+	return Script("(" + b.Source + "\n)()"), nil
+}
+
+// ReadBundles sets the bundles, which read returns by their IDs.
+func (o *ManagerOptions) ReadBundles(read func(id string) ([]byte, error), lockdown, supervisor, bundle string) error {
+	script := func(id string) (Script, error) {
+		b, err := read(id)
+		if err != nil {
+			return "", err
+		}
+		s, err := ParseScript(b)
+		if err != nil {
+			return "", fmt.Errorf("bundle %s: %w", id, err)
+		}
+		return s, nil
+	}
+	var err error
+	if o.Lockdown, err = script(lockdown); err != nil {
+		return err
+	}
+	if o.Supervisor, err = script(supervisor); err != nil {
+		return err
+	}
+	o.Bundle, err = read(bundle)
+	return err
 }
 
 // LiveSlots are options of the supervisor. They are not in transcripts, and they are in heap snapshots.
@@ -81,26 +123,16 @@ func StartManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 			return nil, err
 		}
 	}
-	m.o.Lockdown, m.o.Supervisor, m.o.Bundle, m.o.Worker.Snapshot = nil, nil, nil, nil
+	m.o.Lockdown, m.o.Supervisor, m.o.Bundle, m.o.Worker.Snapshot = "", "", nil, nil
 	return m, nil
 }
 
 func (m *Manager) load() error {
 	for _, b := range []struct {
 		name   string
-		bundle []byte
+		script Script
 	}{{"lockdown", m.o.Lockdown}, {"supervisor", m.o.Supervisor}} {
-		var bundle struct {
-			ModuleFormat string `json:"moduleFormat"`
-			Source       string `json:"source"`
-		}
-		if err := json.Unmarshal(b.bundle, &bundle); err != nil {
-			return fmt.Errorf("reading the %s bundle of %s: %w", b.name, m.o.ID, err)
-		}
-		if bundle.ModuleFormat != "nestedEvaluate" && bundle.ModuleFormat != "getExport" {
-			return fmt.Errorf("the %s bundle of %s has moduleFormat %q, expected nestedEvaluate", b.name, m.o.ID, bundle.ModuleFormat)
-		}
-		if _, err := m.w.Evaluate("(" + bundle.Source + "\n)()"); err != nil {
+		if _, err := m.w.Evaluate(string(b.script)); err != nil {
 			return fmt.Errorf("evaluating the %s bundle: %w", b.name, err)
 		}
 	}

@@ -87,13 +87,10 @@ func replay(ctx context.Context, s *swingstore.Store, id string, o xsnap.Options
 					return items, err
 				}
 				mo := ManagerOptions{Worker: o, ID: id}
-				for _, b := range []struct {
-					id  string
-					dst *[]byte
-				}{{init.Source.BundleID, &mo.Bundle}, {init.WorkerOptions.BundleIDs[0], &mo.Lockdown}, {init.WorkerOptions.BundleIDs[1], &mo.Supervisor}} {
-					if *b.dst, err = s.Bundle(ctx, b.id); err != nil {
-						return items, err
-					}
+				read := func(id string) ([]byte, error) { return s.Bundle(ctx, id) }
+				ids := init.WorkerOptions.BundleIDs
+				if err := mo.ReadBundles(read, ids[0], ids[1], init.Source.BundleID); err != nil {
+					return items, err
 				}
 				if m, err = StartManager(ctx, mo); err != nil {
 					return items, err
@@ -189,13 +186,10 @@ func TestManagerErrors(t *testing.T) {
 	start := func(t *testing.T) *Manager {
 		t.Helper()
 		o := ManagerOptions{Worker: worker(t, swingsettest.Version, "linux/amd64"), ID: "v4", Name: "bob"}
-		for _, b := range []struct {
-			id  string
-			dst *[]byte
-		}{{v.BundleID, &o.Bundle}, {v.Options.WorkerOptions.BundleIDs[0], &o.Lockdown}, {v.Options.WorkerOptions.BundleIDs[1], &o.Supervisor}} {
-			if *b.dst, err = s.Bundle(t.Context(), b.id); err != nil {
-				t.Fatal(err)
-			}
+		read := func(id string) ([]byte, error) { return s.Bundle(t.Context(), id) }
+		ids := v.Options.WorkerOptions.BundleIDs
+		if err := o.ReadBundles(read, ids[0], ids[1], v.BundleID); err != nil {
+			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), deadline)
 		t.Cleanup(cancel)
@@ -254,7 +248,7 @@ func TestManagerErrors(t *testing.T) {
 	})
 	t.Run("bundle", func(t *testing.T) {
 		t.Parallel()
-		if _, err := StartManager(t.Context(), ManagerOptions{Worker: worker(t, swingsettest.Version, "linux/amd64"), Lockdown: []byte(`{"moduleFormat":"other"}`)}); err == nil || !strings.Contains(err.Error(), `moduleFormat "other"`) {
+		if _, err := ParseScript([]byte(`{"moduleFormat":"other"}`)); err == nil || !strings.Contains(err.Error(), `moduleFormat "other"`) {
 			t.Errorf("%v", err)
 		}
 	})

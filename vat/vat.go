@@ -418,17 +418,15 @@ func (v *Vat) fresh(ctx context.Context, r *swingstore.Reader, e *Engine, vat sw
 		}
 		n.m.Kill()
 	}
-	for _, b := range []struct {
-		id  string
-		dst *[]byte
-	}{{w.BundleIDs[0], &mo.Lockdown}, {w.BundleIDs[1], &mo.Supervisor}, {vat.BundleID, &mo.Bundle}} {
-		*b.dst, err = r.Bundle(ctx, b.id)
+	read := func(id string) ([]byte, error) {
+		b, err := r.Bundle(ctx, id)
 		if errors.Is(err, swingstore.ErrNotFound) { // of the first vat on a version that is prepared
-			*b.dst, err = e.bundle(b.id)
+			b, err = e.bundle(id)
 		}
-		if err != nil {
-			return nil, err
-		}
+		return b, err
+	}
+	if err := mo.ReadBundles(read, w.BundleIDs[0], w.BundleIDs[1], vat.BundleID); err != nil {
+		return nil, fmt.Errorf("starting %s: %w", v.o.ID, err)
 	}
 	m, err := startManager(ctx, mo)
 	if err != nil {
