@@ -9,6 +9,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/diff"
 
+	"github.com/enginery/enginery/internal/printable"
 	"github.com/enginery/enginery/replay"
 )
 
@@ -22,7 +23,7 @@ type diffLine struct {
 func diffOf(d replay.Difference) []diffLine {
 	a, b := readable(d.Expected), readable(d.Got)
 	if a == b { // they differ in what readable does not show
-		a, b = visible(d.Expected), visible(d.Got)
+		a, b = printable.Text(d.Expected), printable.Text(d.Got)
 	}
 	if a == "" || b == "" {
 		return append(all("-", a), all("+", b)...)
@@ -113,7 +114,7 @@ func readable(text string) string {
 	if s, ok := unfold(text, "", maxDepth); ok {
 		return s
 	}
-	return visible(text)
+	return printable.Text(text)
 }
 
 const (
@@ -196,5 +197,5 @@ func quote(s string) string {
 	if e.Encode(s) != nil {
 		return s
 	}
-	return visible(strings.TrimSuffix(b.String(), "\n"))
+	return printable.Text(strings.TrimSuffix(b.String(), "\n"))
 }

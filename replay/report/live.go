@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/enginery/enginery/internal/printable"
 	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/replay"
 )
@@ -133,7 +134,7 @@ func (l *Live) tell(e replay.Event) {
 	l.mu.Unlock()
 	what := dimensions(e.Result.Differences)
 	if e.Result.Outcome != replay.Replayed {
-		what = strings.TrimPrefix(what+"; "+string(e.Result.Outcome)+": "+visible(e.Result.Reason), "; ")
+		what = strings.TrimPrefix(what+"; "+string(e.Result.Outcome)+": "+printable.Text(e.Result.Reason), "; ")
 	}
 	if what != "" {
 		progress.Logf(l.ctx, "%s, span %d-%d on %s: %s", e.Vat, e.Result.Start, e.Result.End, e.Version, what)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/enginery/enginery/internal/printable"
 	"github.com/enginery/enginery/replay"
 )
 
@@ -22,7 +23,7 @@ func WriteText(w io.Writer, r *replay.Report) error {
 	}
 	fmt.Fprintln(t)
 	for _, v := range r.Vats {
-		fmt.Fprintf(t, "%s\t%s", v.ID, visible(v.Name))
+		fmt.Fprintf(t, "%s\t%s", v.ID, printable.Text(v.Name))
 		for _, run := range v.Runs {
 			word, _ := verdict(run.Totals, r.Passes)
 			if rest := rest(run.Totals); rest != "" {
@@ -51,14 +52,14 @@ func WriteText(w io.Writer, r *replay.Report) error {
 		fmt.Fprintln(b)
 		t = tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 		for _, v := range c.Vats {
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Vat, visible(v.Name), map[replay.Class]string{
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", v.Vat, printable.Text(v.Name), map[replay.Class]string{
 				replay.Resume: "can resume", replay.Upgrade: "must be upgraded", replay.Stay: "stays",
-			}[v.Class], visible(v.Reason))
+			}[v.Class], printable.Text(v.Reason))
 		}
 		t.Flush()
 	}
 	v := VerdictOf(r)
-	fmt.Fprintf(b, "\n%s. %s\n", v.Word, visible(v.Sentence))
+	fmt.Fprintf(b, "\n%s. %s\n", v.Word, printable.Text(v.Sentence))
 	return b.Flush()
 }
 
@@ -79,7 +80,7 @@ func differencesOf(run replay.VatRun) string {
 	for _, s := range run.Spans {
 		if s.Reason != "" {
 			if reasons++; reasons <= shownText {
-				fmt.Fprintf(&b, "  span %d %s: %s\n", s.Start, s.Outcome, visible(s.Reason))
+				fmt.Fprintf(&b, "  span %d %s: %s\n", s.Start, s.Outcome, printable.Text(s.Reason))
 			}
 		}
 		for _, d := range s.Listed {
@@ -96,9 +97,9 @@ func differencesOf(run replay.VatRun) string {
 
 // writeDifference writes a difference and its diff.
 func writeDifference(b *strings.Builder, d replay.Difference, indent string) {
-	fmt.Fprintf(b, "%s%s at %s of %s, %s\n", indent, what(d), place(d), d.Vat, visible(describe(d.Delivery)))
+	fmt.Fprintf(b, "%s%s at %s of %s, %s\n", indent, what(d), place(d), d.Vat, printable.Text(describe(d.Delivery)))
 	for _, line := range diffOf(d) {
-		fmt.Fprintf(b, "%s  %s %s\n", indent, line.Op, visible(line.Before+line.Marked+line.After))
+		fmt.Fprintf(b, "%s  %s %s\n", indent, line.Op, printable.Text(line.Before+line.Marked+line.After))
 	}
 	if d.Reproducer != "" {
 		fmt.Fprintf(b, "%s  enginery replay reproduce %s\n", indent, d.Reproducer)

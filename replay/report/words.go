@@ -8,28 +8,16 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf16"
 
 	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 
+	"github.com/enginery/enginery/internal/printable"
 	"github.com/enginery/enginery/replay"
 )
 
 // count writes a number with its noun.
-func count[N int | int64](n N, noun string) string {
-	stem, y := strings.CutSuffix(noun, "y")
-	switch {
-	case n == 1:
-	case y:
-		noun = stem + "ies"
-	case strings.HasSuffix(noun, "s"):
-		noun += "es"
-	default:
-		noun += "s"
-	}
-	return humanize.Comma(int64(n)) + " " + noun
-}
+func count[N int | int64](n N, noun string) string { return english.Plural(int(n), noun, "") }
 
 // size writes a number of bytes, and a dash if it is not known.
 func size(n int64) string {
@@ -135,27 +123,7 @@ func verdict(t replay.Totals, passes replay.Level) (word, class string) {
 }
 
 // name writes a vat's ID and name.
-func name(id, name string) string { return visible(strings.TrimSpace(id + " " + name)) }
-
-// visible writes what cannot be seen, or could do something to a terminal or to the order of words, as JSON may.
-func visible(s string) string {
-	if !strings.ContainsFunc(s, hidden) {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		if hidden(r) {
-			for _, u := range utf16.Encode([]rune{r}) {
-				fmt.Fprintf(&b, `\u%04x`, u)
-			}
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
-}
-
-func hidden(r rune) bool { return !unicode.IsPrint(r) }
+func name(id, name string) string { return printable.Text(strings.TrimSpace(id + " " + name)) }
 
 // column is a run's heading.
 func column(r *replay.Report, i int) string {
@@ -203,7 +171,7 @@ func what(d replay.Difference) string {
 	if strings.HasSuffix(string(d.Dimension), "-syscall") {
 		kind, _, ok := strings.Cut(strings.TrimPrefix(cmp.Or(d.Expected, d.Got), `["`), `"`)
 		if ok {
-			s += " " + visible(kind)
+			s += " " + printable.Text(kind)
 		}
 	}
 	return s
