@@ -25,6 +25,7 @@ import (
 	"github.com/enginery/enginery/chain"
 	"github.com/enginery/enginery/chain/page"
 	"github.com/enginery/enginery/internal/exit"
+	"github.com/enginery/enginery/internal/printable"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/upgrade"
 	"github.com/enginery/enginery/vat"
@@ -218,10 +219,10 @@ func (a *app) printBlock(cmd *cobra.Command, b *chain.Block) {
 		statuses[o.Status]++
 	}
 	for _, s := range slices.Sorted(maps.Keys(statuses)) {
-		fmt.Fprintf(out, "  %d inputs %s", statuses[s], s)
+		fmt.Fprintf(out, "  %s %s", count(statuses[s], "input"), s)
 	}
 	if b.Cranks > 0 {
-		fmt.Fprintf(out, "  %d cranks", b.Cranks)
+		fmt.Fprintf(out, "  %s", count(b.Cranks, "crank"))
 	}
 	if len(b.Upgraded) > 0 {
 		fmt.Fprintf(out, "  upgraded %s", strings.Join(b.Upgraded, " "))
@@ -230,15 +231,15 @@ func (a *app) printBlock(cmd *cobra.Command, b *chain.Block) {
 		fmt.Fprintf(out, "  failed %s", strings.Join(b.Failed, " "))
 	}
 	if b.Tally.Queued > 0 {
-		fmt.Fprintf(out, "  %d deliveries wait", b.Tally.Queued)
+		fmt.Fprintf(out, "  %s waiting", count(b.Tally.Queued, "delivery"))
 	}
 	if b.Queue > 0 {
-		fmt.Fprintf(out, "  %d events left", b.Queue)
+		fmt.Fprintf(out, "  %s left", count(b.Queue, "event"))
 	}
 	fmt.Fprintln(out)
 	for _, o := range b.Inputs {
 		if o.Status != chain.Accepted && o.Status != chain.Duplicate {
-			fmt.Fprintf(cmd.ErrOrStderr(), "  %s %d of %s is %s: %s\n", o.Type, o.Seq, o.Sender, o.Status, o.Reason)
+			fmt.Fprintf(cmd.ErrOrStderr(), "  %s %d of %s is %s: %s\n", o.Type, o.Seq, o.Sender, o.Status, printable.Text(o.Reason))
 		}
 	}
 }
@@ -322,7 +323,7 @@ func send(cmd *cobra.Command, conn net.Conn, in io.Reader, dir string, wait bool
 			c.CloseWrite()
 		}
 	}()
-	answered, refused := 0, 0
+	answered, refused, early := 0, 0, 0
 	results := make(map[key]bool) // that are awaited
 	replies := json.NewDecoder(conn)
 	for {
@@ -346,10 +347,16 @@ func send(cmd *cobra.Command, conn net.Conn, in io.Reader, dir string, wait bool
 		case r.Result != nil:
 			delete(results, key{r.Result.Sender, r.Result.Seq})
 		case r.Outcome != nil:
-			if answered++; r.Status == chain.Refused || r.Status == chain.Early {
+			answered++
+			switch r.Status {
+			case chain.Refused:
 				refused++
-			} else if r.Type == "deliver" && r.Status == chain.Accepted {
-				results[key{r.Sender, r.Seq}] = true
+			case chain.Early:
+				early++
+			case chain.Accepted:
+				if r.Type == "deliver" {
+					results[key{r.Sender, r.Seq}] = true
+				}
 			}
 		}
 		mu.Lock()
@@ -359,8 +366,15 @@ func send(cmd *cobra.Command, conn net.Conn, in io.Reader, dir string, wait bool
 			break
 		}
 	}
+	var problems []string
 	if refused > 0 {
-		return fmt.Errorf("%d of %d inputs were refused", refused, answered)
+		problems = append(problems, fmt.Sprintf("%d refused", refused))
+	}
+	if early > 0 {
+		problems = append(problems, fmt.Sprintf("%d early, for which a lower seq of the sender must come first: send that, and then the same again", early))
+	}
+	if problems != nil {
+		return fmt.Errorf("of %s: %s", count(answered, "input"), strings.Join(problems, "; "))
 	}
 	return nil
 }

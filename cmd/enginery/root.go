@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/dustin/go-humanize/english"
 	"github.com/spf13/cobra"
 
 	"github.com/enginery/enginery/engines"
@@ -45,6 +46,9 @@ func (a *app) print(cmd *cobra.Command, v any, text func(out io.Writer) error) e
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
+
+// count writes a number with its noun.
+func count[N int | int64](n N, noun string) string { return english.Plural(int(n), noun, "") }
 
 // usage makes an error one of the command line.
 func usage(err error) error { return &exit.Error{Err: err, Code: exit.Usage} }

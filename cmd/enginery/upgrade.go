@@ -115,7 +115,7 @@ func printPlan(out io.Writer, c *replay.Classification, plan *upgrade.Plan, left
 	for _, v := range c.Vats {
 		names[v.Vat] = v.Name
 	}
-	fmt.Fprintf(out, "from %s to %s: %d vats in order, %d left out\n\n", c.From, c.To, len(plan.Steps), len(left))
+	fmt.Fprintf(out, "from %s to %s: %s in order, %d left out\n\n", c.From, c.To, count(len(plan.Steps), "vat"), len(left))
 	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "\tVAT\tNAME\tCLASS\tPRIORITY\tAFTER\tCOMPUTRONS\tBUNDLE")
 	for i, s := range plan.Steps {

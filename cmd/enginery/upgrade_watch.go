@@ -12,9 +12,10 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/enginery/enginery/chain"
+	"github.com/enginery/enginery/internal/printable"
+	"github.com/enginery/enginery/internal/screen"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/upgrade"
 )
@@ -74,56 +75,61 @@ to look at; and with Ctrl-C.`,
 
 func (a *app) watch(cmd *cobra.Command, s *swingstore.Store, interval time.Duration) error {
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
-	live := false
-	width, lines := 80, 24
-	if f, ok := out.(*os.File); ok && !a.asJSON && term.IsTerminal(int(f.Fd())) {
-		live = true
-		if w, h, err := term.GetSize(int(f.Fd())); err == nil {
-			width, lines = w, h
-		}
-	}
-	shown := int64(-1)
-	for {
+	live := !a.asJSON && screen.Is(out)
+	var terminal *screen.Screen
+	defer func() { terminal.Close() }()
+	for shown := int64(-1); ; {
 		v, err := chain.Look(ctx, &s.Reader, chain.Most{Vats: 50, Blocks: 8, Steps: 10})
 		if err != nil {
 			return err
 		}
-		if v.Height != shown {
-			if live {
-				var text strings.Builder
-				if err := printView(&text, v); err != nil {
-					return err
-				}
-				fmt.Fprint(out, "\x1b[H\x1b[2J", fit(text.String(), width, lines-1))
-			} else if err := a.printEvents(ctx, out, s, max(shown+1, 1), v); err != nil {
+		r := v.Rollout
+		over := r != nil && r.State != upgrade.Running && v.Tally.Flushed == 0 && v.Tally.Upgrading == 0
+		switch {
+		case over && live: // to be read when the screen is gone
+			if err := terminal.Close(); err != nil {
 				return err
 			}
-			shown = v.Height
-		}
-		if r := v.Rollout; r != nil && r.State != upgrade.Running && v.Tally.Flushed == 0 && v.Tally.Upgrading == 0 {
-			if r.State == upgrade.Done {
-				return nil
+			if err := printView(out, v); err != nil {
+				return err
 			}
-			return fmt.Errorf("rollout %d is %s: %s", r.ID, r.State, r.Why)
+		case v.Height == shown:
+		case live:
+			if terminal == nil {
+				if terminal, err = screen.Open(out.(*os.File)); err != nil {
+					return err
+				}
+			}
+			var text strings.Builder
+			if err := printView(&text, v); err != nil {
+				return err
+			}
+			if err := terminal.Show(text.String()); err != nil {
+				return err
+			}
+		default:
+			if err := a.printEvents(ctx, out, s, max(shown+1, 1), v); err != nil {
+				return err
+			}
 		}
-		select {
-		case <-time.After(interval):
-		case <-ctx.Done():
-			return ctx.Err()
+		if shown = v.Height; over {
+			return endOf(r)
+		}
+		if err := terminal.Wait(ctx, interval); err != nil {
+			return err
 		}
 	}
 }
 
-// fit cuts a text to what a terminal shows.
-func fit(text string, width, height int) string {
-	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
-	lines = lines[:min(len(lines), height)]
-	for i, line := range lines {
-		if r := []rune(line); len(r) > width {
-			lines[i] = string(r[:width-1]) + "…"
-		}
+// endOf returns nil for a rollout that is done, and otherwise why it does not go on.
+func endOf(r *upgrade.Rollout) error {
+	switch {
+	case r.State == upgrade.Done:
+		return nil
+	case r.Why == "":
+		return fmt.Errorf("rollout %d is %s", r.ID, r.State)
 	}
-	return strings.Join(lines, "\n") + "\n"
+	return fmt.Errorf("rollout %d is %s: %s", r.ID, r.State, printable.Text(r.Why))
 }
 
 // printEvents prints what has happened from a block on.
@@ -147,7 +153,7 @@ func (a *app) printEvents(ctx context.Context, out io.Writer, s *swingstore.Stor
 				continue // too many
 			}
 			fmt.Fprintf(out, "block %d: %s", e.Height, e.Type)
-			for _, s := range []string{e.Vat, arrow(e.From, e.Version), e.Problem} {
+			for _, s := range []string{e.Vat, arrow(e.From, e.Version), printable.Text(e.Problem)} {
 				if s != "" {
 					fmt.Fprint(out, " ", s)
 				}
@@ -165,6 +171,15 @@ func arrow(from, to string) string {
 	return from + " → " + to
 }
 
+// names lists vats by name.
+func names(v *chain.View, ids []string) string {
+	var all []string
+	for _, vat := range v.Named(ids) {
+		all = append(all, vat.Name)
+	}
+	return strings.Join(all, " ")
+}
+
 // printView prints a chain for people.
 func printView(out io.Writer, v *chain.View) error {
 	fmt.Fprintf(out, "block %d, app hash %s\n", v.Height, v.AppHash)
@@ -174,23 +189,23 @@ func printView(out io.Writer, v *chain.View) error {
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if v.Channels.Legacy != v.Channels.Current {
-		fmt.Fprintf(w, "legacy\t%s\t%d vats\n", v.Channels.Legacy, v.On[v.Channels.Legacy])
+		fmt.Fprintf(w, "legacy\t%s\t%s\n", v.Channels.Legacy, count(v.On[v.Channels.Legacy], "vat"))
 	}
-	fmt.Fprintf(w, "current\t%s\t%d vats\n", v.Channels.Current, v.On[v.Channels.Current])
+	fmt.Fprintf(w, "current\t%s\t%s\n", v.Channels.Current, count(v.On[v.Channels.Current], "vat"))
 	if err := w.Flush(); err != nil {
 		return err
 	}
 	t := v.Tally
-	fmt.Fprintf(out, "vats: %d active, %d upgrading, %d suspended, %d terminated; %d paused; %d deliveries wait, %d set aside\n",
-		t.Active, t.Upgrading, t.Suspended, t.Terminated, t.Paused, t.Queued, t.Aside)
+	fmt.Fprintf(out, "vats: %d active, %d upgrading, %d suspended, %d terminated; %d paused\nwaiting: %s, and %d set aside\n",
+		t.Active, t.Upgrading, t.Suspended, t.Terminated, t.Paused, count(t.Queued, "delivery"), t.Aside)
 	if r := v.Rollout; r != nil {
 		fmt.Fprintf(out, "\nrollout %d to %s is %s", r.ID, r.Version, r.State)
 		if r.Why != "" {
-			fmt.Fprintf(out, " (%s)", r.Why)
+			fmt.Fprintf(out, " (%s)", printable.Text(r.Why))
 		}
 		fmt.Fprintf(out, ": %d upgraded, %d failed, %d skipped of %d", r.Upgraded, r.Failed, r.Skipped, r.Steps)
 		if v.ETA > 0 {
-			fmt.Fprintf(out, ", about %d blocks to go", v.ETA)
+			fmt.Fprintf(out, ", about %s to go", count(v.ETA, "block"))
 		}
 		fmt.Fprintln(out)
 		if len(v.Steps) > 0 {
@@ -206,7 +221,7 @@ func printView(out io.Writer, v *chain.View) error {
 		fmt.Fprintln(w, "block\tinputs\tcranks\tcomputrons\tout of queues\tupgraded\tfailed")
 		for _, b := range v.Blocks {
 			fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%s\t%s\n", b.Height, len(b.Inputs), b.Cranks, b.Computrons, b.Upgrades.Deliveries,
-				strings.Join(b.Upgraded, " "), strings.Join(b.Failed, " "))
+				names(v, b.Upgraded), names(v, b.Failed))
 		}
 		if err := w.Flush(); err != nil {
 			return err
@@ -225,7 +240,7 @@ func printView(out io.Writer, v *chain.View) error {
 			}
 			why := ""
 			if f := vat.Failure; f != nil {
-				why = fmt.Sprintf("block %d, attempt %d: %s", f.Height, f.Attempts, f.Problem)
+				why = fmt.Sprintf("block %d, attempt %d: %s", f.Height, f.Attempts, printable.Text(f.Problem))
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", vat.Name, state, vat.Version, vat.Queue+vat.Aside, why)
 		}
@@ -234,7 +249,7 @@ func printView(out io.Writer, v *chain.View) error {
 		}
 	}
 	if v.More > 0 {
-		fmt.Fprintf(out, "and %d more (--vats)\n", v.More)
+		fmt.Fprintf(out, "and %s (--vats)\n", count(v.More, "more vat"))
 	}
 	return nil
 }
