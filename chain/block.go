@@ -99,6 +99,9 @@ func (b *Block) Busy() bool {
 	return b.Queue > 0 || b.Tally.Flushed > 0 || b.Tally.Upgrading > 0 || strings.HasSuffix(b.Rollout, string(upgrade.Running)) || b.Upgrades.UpgradeCarry < 0
 }
 
+// Used returns the computrons of all that the block did: inputs, cranks, upgrades, and deliveries that had waited.
+func (b *Block) Used() int64 { return b.Computrons + b.Upgrades.Computrons + b.Upgrades.Delivered }
+
 // refusal is why an input is refused.
 type refusal struct{ reason string }
 

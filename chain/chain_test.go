@@ -132,9 +132,7 @@ func rollout(t testing.TB, vats, blocks, messages int) *script {
 		ids[names[i]] = "b1-" + parsed.EndoZipBase64Sha512
 	}
 	s.good = ids["peer-2"]
-	s.input("gov", "init", map[string]any{"version": oldVersion, "snapshotInterval": 15, "settings": map[string]any{
-		"budget": map[string]any{"block": map[string]any{"upgrades": 3, "upgradeComputrons": 300_000_000}},
-	}})
+	s.input("gov", "init", map[string]any{"version": oldVersion, "snapshotInterval": 15})
 	for _, name := range names {
 		s.input("gov", "bundle", map[string]any{"bundle": bundles[name]})
 	}

@@ -11,8 +11,10 @@ import (
 	"html/template"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/dustin/go-humanize/english"
 
 	"github.com/enginery/enginery/chain"
 	"github.com/enginery/enginery/swingstore"
@@ -23,7 +25,7 @@ import (
 var files embed.FS
 
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
-	"number": number, "short": short, "bars": bars, "mark": mark, "kinds": kinds, "count": count,
+	"number": humanize.Comma, "short": short, "bars": bars, "mark": mark, "kinds": kinds, "count": count[int64], "countInt": count[int],
 }).ParseFS(files, "*.html"))
 
 // Most is how much a page shows.
@@ -147,26 +149,8 @@ func live(w http.ResponseWriter, req *http.Request, r *swingstore.Reader) {
 	}
 }
 
-// number writes a number with a thin space between thousands.
-func number(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	var b strings.Builder
-	for i, c := range s {
-		if left := len(s) - i; i > 0 && left%3 == 0 && s[i-1] != '-' {
-			b.WriteRune('\u202f')
-		}
-		b.WriteRune(c)
-	}
-	return b.String()
-}
-
-// count writes a number with what it counts.
-func count(n int64, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return number(n) + " " + many
-}
+// count writes a number with its noun.
+func count[N int | int64](n N, noun string) string { return english.Plural(int(n), noun, "") }
 
 // short returns the beginning of a digest.
 func short(s string) string {

@@ -78,7 +78,7 @@ func TestChain(t *testing.T) {
 	out := enginery(0, demo...)
 	says(out, "2 inputs accepted", "upgraded v1")
 	says(enginery(0, "chain", "results", dir, "alice"), `2 block 2 fulfilled #"hello"`)
-	says(enginery(0, "upgrade", "status", dir), "legacy   "+legacy+"  1 vats", "current  "+current+"  1 vats", "is done: 1 upgraded, 0 failed", "active, legacy only")
+	says(enginery(0, "upgrade", "status", dir), "legacy   "+legacy+"  1 vat\n", "current  "+current+"  1 vat\n", "is done\nsteps: 1 upgraded, 0 failed", "active, legacy only")
 	says(enginery(0, "upgrade", "watch", dir), "adopted "+current, "vat-upgraded v1 "+legacy+" → "+current, "rollout-done")
 	var view struct {
 		AppHash string
@@ -126,7 +126,7 @@ func TestChain(t *testing.T) {
 	report := `{"sender":"alice","seq":4,"type":"deliver","vat":"one","method":"report"}`
 	says(send(0, report), `"status":"accepted"`, `"body":"#{\"incarnation\":2,\"name\":\"one\",\"version\":1}"`)
 	says(send(0, report), `"status":"duplicate"`)
-	says(send(exit.Failed, `{"sender":"alice","seq":6,"type":"deliver","vat":"one","method":"report"}`), `"status":"early"`, "1 of 1 inputs were refused")
+	says(send(exit.Failed, `{"sender":"alice","seq":6,"type":"deliver","vat":"one","method":"report"}`), `"status":"early"`, "of 1 input: 1 early")
 	says(send(exit.Failed, `{"sender":"gov","seq":6,"type":"adopt","version":"agoric-upgrade-99"}`), `"status":"refused"`)
 	says(send(0, `{"sender":"gov","seq":6,"type":"upgrade","vat":"one","bundle":{"file":"`+filepath.Join(folder, "peer-2.json")+`"}}`), `"status":"accepted"`)
 	says(send(exit.Usage, `{"sender":"gov","seq":7,"type":"upgrade","vat":"one","bundel":"x"}`), "bundel")

@@ -203,11 +203,10 @@ func printView(out io.Writer, v *chain.View) error {
 		if r.Why != "" {
 			fmt.Fprintf(out, " (%s)", printable.Text(r.Why))
 		}
-		fmt.Fprintf(out, ": %d upgraded, %d failed, %d skipped of %d", r.Upgraded, r.Failed, r.Skipped, r.Steps)
 		if v.ETA > 0 {
 			fmt.Fprintf(out, ", about %s to go", count(v.ETA, "block"))
 		}
-		fmt.Fprintln(out)
+		fmt.Fprintf(out, "\nsteps: %d upgraded, %d failed, %d skipped of %d\n", r.Upgraded, r.Failed, r.Skipped, r.Steps)
 		if len(v.Steps) > 0 {
 			names := make([]string, len(v.Steps))
 			for i, s := range v.Steps {
@@ -220,7 +219,7 @@ func printView(out io.Writer, v *chain.View) error {
 		fmt.Fprintln(out)
 		fmt.Fprintln(w, "block\tinputs\tcranks\tcomputrons\tout of queues\tupgraded\tfailed")
 		for _, b := range v.Blocks {
-			fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%s\t%s\n", b.Height, len(b.Inputs), b.Cranks, b.Computrons, b.Upgrades.Deliveries,
+			fmt.Fprintf(w, "%d\t%d\t%d\t%d\t%d\t%s\t%s\n", b.Height, len(b.Inputs), b.Cranks, b.Used(), b.Upgrades.Deliveries,
 				names(v, b.Upgraded), names(v, b.Failed))
 		}
 		if err := w.Flush(); err != nil {

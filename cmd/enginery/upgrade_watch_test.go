@@ -34,7 +34,7 @@ type console struct {
 	before *term.State
 }
 
-// onTerminal starts enginery on a terminal that is of a kind, as TERM says it, and has that size and a text on it.
+// onTerminal starts a program on a terminal that is of a kind, as TERM says it, and has that size and a text on it.
 func onTerminal(t testing.TB, kind string, width, height int, text string, args ...string) *console {
 	t.Helper()
 	c := &console{t: t, vt: vt10x.New(vt10x.WithSize(width, height)), ended: make(chan error, 1)}
@@ -48,7 +48,7 @@ func onTerminal(t testing.TB, kind string, width, height int, text string, args 
 	must(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	t.Cleanup(cancel)
-	c.cmd = exec.CommandContext(ctx, "enginery", args...)
+	c.cmd = exec.CommandContext(ctx, args[0], args[1:]...)
 	c.cmd.Env = append(os.Environ(), "TERM="+kind)
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = c.tty, c.tty, c.tty
 	c.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Setctty: true}
@@ -155,16 +155,20 @@ func TestWatchTerminal(t *testing.T) {
 	gov(map[string]any{"type": "rollout", "maxFailures": 1, "steps": []map[string]any{{"vat": "mint"}, {"vat": "bank", "bundle": ids[1]}, {"vat": "shop"}}})
 	block()
 
-	watch := []string{"upgrade", "watch", folder, "--interval", "20ms"}
+	watch := []string{"enginery", "upgrade", "watch", folder, "--interval", "20ms"}
+	shell := append([]string{"sh", "-c", `set -m; "$@"; echo stopped; read line; fg >/dev/null`, "sh"}, watch...)
 	prompt := "prompt$ enginery upgrade watch\r\n"
-	c := onTerminal(t, "xterm", 120, 30, prompt, watch...)
-	c.sees("block 2, app hash "+n.AppHash(), "running: 1 upgraded, 0 failed, 0 skipped of 3, about 2 blocks to go", "next: bank, shop", "current "+to+" 1 vat vats:")
+	c := onTerminal(t, "xterm", 120, 30, prompt, shell...)
+	c.sees("block 2, app hash "+n.AppHash(), "running, about 2 blocks to go", "1 upgraded, 0 failed, 0 skipped of 3", "next: bank, shop", "current "+to+" 1 vat vats:")
 	if screen := c.screen(); strings.Contains(screen, "prompt$") {
 		t.Errorf("what was there is still to be seen:\n%s", screen)
 	}
-	// Ctrl-Z does nothing to a program that no shell waits for.
-	_, err = c.pty.WriteString("\x1a")
+	_, err = c.pty.WriteString("\x1a") // Ctrl-Z, and in the shell fg
 	must(t, err)
+	c.sees("prompt$ enginery upgrade watch stopped")
+	_, err = c.pty.WriteString("\n")
+	must(t, err)
+	c.sees("about 2 blocks to go")
 	// What is narrow is used as far as it goes, and drawn at once.
 	c.resize(44, 12)
 	c.sees("about 2 blocks to go", "waiting: 0 deliveries", " …")
@@ -172,7 +176,7 @@ func TestWatchTerminal(t *testing.T) {
 	c.sees("about 2 blocks to go", "active")
 	// A block later it shows that, in the same place.
 	block()
-	c.sees("block 3, app hash "+n.AppHash()[:40], "running: 1 upgraded, 1 failed, 0 skipped of 3, about 1 block to go", "bank", "suspended, paused", "Error: version 2 does not")
+	c.sees("block 3, app hash "+n.AppHash()[:40], "running, about 1 block to go", "1 upgraded, 1 failed, 0 skipped of 3", "bank", "suspended, paused", "Error: version 2 does not")
 	if screen := c.screen(); strings.Count(screen, "app hash") != 1 || strings.Contains(screen, "block 2, ") {
 		t.Errorf("something of the block before is left:\n%s", screen)
 	}
@@ -183,17 +187,19 @@ func TestWatchTerminal(t *testing.T) {
 		t.Errorf("after Ctrl-C the screen is\n%s", screen)
 	}
 
-	// A terminal whose size nobody has set, and the end of the rollout: it stays to be read.
+	// Ctrl-Z does nothing where no shell waits. A terminal whose size nobody has set, and the end of the rollout: it stays to be read.
 	c = onTerminal(t, "xterm", 80, 24, prompt, watch...)
 	must(t, pty.Setsize(c.pty, &pty.Winsize{}))
 	c.sees("block 3, app hash")
+	_, err = c.pty.WriteString("\x1a")
+	must(t, err)
 	block()
 	c.ends(0)
-	c.sees("prompt$ enginery upgrade watch", "block 4, app hash", "is done: 2 upgraded, 1 failed")
+	c.sees("prompt$ enginery upgrade watch", "block 4, app hash", "is done", "2 upgraded, 1 failed")
 
 	// No terminal, and one that can show nothing but lines.
 	line := fmt.Sprintf("block 3: upgrade-failed v2 %s → %s", from, to)
-	status, out := run(t.Context(), t, filepath.Join(folder, "home"), watch...)
+	status, out := run(t.Context(), t, filepath.Join(folder, "home"), watch[1:]...)
 	if status != 0 || !strings.Contains(out, line+" Error: version 2 does not start\n") || strings.Contains(out, "\x1b") {
 		t.Errorf("without a terminal: status %d\n%s", status, out)
 	}

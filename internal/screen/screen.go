@@ -113,17 +113,21 @@ func (s *Screen) Wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// stop does what the signal that stops a program would have done, and returns when the program goes on.
+// stop stops the program, as the signal would have done, and returns when it goes on. Where no shell could have it go on, nothing happens.
 func (s *Screen) stop() error {
+	own, err := unix.Getsid(0)
+	if err != nil {
+		return err
+	}
+	if shell, err := unix.Getsid(os.Getppid()); err != nil || shell != own {
+		return nil
+	}
 	if _, err := s.f.WriteString(leave); err != nil {
 		return err
 	}
-	runtime.LockOSThread() // which is stopped before Tgkill returns
+	runtime.LockOSThread() // which is stopped, and all others with it, before Tgkill returns
 	defer runtime.UnlockOSThread()
-	signal.Reset(unix.SIGTSTP)
-	err := unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGTSTP)
-	signal.Notify(s.signals, unix.SIGTSTP)
-	if err != nil {
+	if err := unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGSTOP); err != nil {
 		return err
 	}
 	return s.enter()
