@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/enginery/enginery/engines"
 )
 
@@ -13,6 +15,22 @@ type Adoption struct {
 	Version        string `json:"version"`
 	Index          string `json:"index,omitempty"`          // digest of the artifact's index
 	Classification string `json:"classification,omitempty"` // digest of the file that enginery replay compare wrote
+}
+
+// check refuses what no node could ever find.
+func (a Adoption) check() error {
+	if err := checkVersion(a.Version); err != nil {
+		return err
+	}
+	for _, named := range []struct{ what, digest string }{{"artifact", a.Index}, {"replay classification", a.Classification}} {
+		if named.digest == "" {
+			continue
+		}
+		if d, err := digest.Parse(named.digest); err != nil || d.Algorithm() != digest.SHA256 {
+			return refuse("the %s in the adoption of %s is %q, expected a digest, sha256: and 64 hexadecimal digits", named.what, a.Version, named.digest)
+		}
+	}
+	return nil
 }
 
 // Channels returns the versions in service.
@@ -57,7 +75,7 @@ func (e *InUseError) Error() string {
 // runs on it. The error is an *InUseError if two others are in use, a *RefusedError if it cannot be adopted, and another if the host could not
 // check it here and now.
 func (c *Controller) Adopt(ctx context.Context, a Adoption) error {
-	if err := checkVersion(a.Version); err != nil {
+	if err := a.check(); err != nil {
 		return err
 	}
 	in, err := c.s.channels(ctx)

@@ -163,8 +163,8 @@ func CheckClassification(file []byte, a Adoption) error {
 	if a.Classification == "" {
 		return refuse("the adoption of %s names no replay classification; say the digest of the one that enginery replay compare wrote", a.Version)
 	}
-	if d, err := digest.Parse(a.Classification); err != nil || d.Algorithm() != digest.SHA256 { // no file is it, on any node
-		return refuse("the classification of the adoption of %s is %q, expected a digest, sha256:…", a.Version, a.Classification)
+	if err := a.check(); err != nil {
+		return err
 	}
 	if have := digest.FromBytes(file).String(); have != a.Classification {
 		return fmt.Errorf("the replay classification at hand is %s, and the adoption of %s is about %s", have, a.Version, a.Classification)

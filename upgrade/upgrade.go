@@ -171,8 +171,9 @@ type Limits struct {
 	Turn     int64 `json:"turn"`     // deliveries out of a vat's queue before it is another's turn
 }
 
-// DefaultSettings returns settings for a chain with blocks of 65 million computrons, and upgrades of about as much: 26 million for the start of a
-// worker and 37 million for startVat, which imports the vat's source.
+// DefaultSettings returns settings for a chain with blocks of 65 million computrons. An upgrade of a small vat counts about 62 million: 26 million
+// for the start of a worker and 36 million for startVat, which imports the vat's source. So an empty block has computrons for the three upgrades that
+// it may try, a full block for one, and a little to spare.
 func DefaultSettings() Settings {
 	return Settings{
 		Budget: Budget{

@@ -8,9 +8,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/upgrade"
-	"github.com/google/go-cmp/cmp"
 )
 
 var (
@@ -202,5 +204,58 @@ func TestStory(t *testing.T) {
 	c.must(upgrade.Rebuild(ctx, rebuilt, lines(c.events)))
 	if d := cmp.Diff(all(c.store), all(rebuilt)); d != "" {
 		t.Errorf("what the events make (-state +rebuilt):\n%s", d)
+	}
+}
+
+// An adoption that no node could ever check is refused by all, and no host is asked.
+func TestAdoptionForm(t *testing.T) {
+	t.Parallel()
+	right := digest.FromString("right").String()
+	for name, test := range map[string]struct {
+		adoption upgrade.Adoption
+		want     string // part of why it is refused; empty: it is not
+	}{
+		"right":             {upgrade.Adoption{Version: v18, Index: right, Classification: right}, ""},
+		"no digests":        {upgrade.Adoption{Version: v18}, ""},
+		"no version":        {upgrade.Adoption{Version: "../x", Index: right}, "../x"},
+		"a path":            {upgrade.Adoption{Version: v18, Index: right, Classification: "../x"}, `the replay classification in the adoption of agoric-upgrade-18 is "../x", expected a digest`},
+		"too short":         {upgrade.Adoption{Version: v18, Index: right[:20]}, `the artifact in the adoption of agoric-upgrade-18 is "sha256:`},
+		"of another length": {upgrade.Adoption{Version: v18, Index: digest.SHA512.FromString("").String()}, "expected a digest"},
+		"in capitals":       {upgrade.Adoption{Version: v18, Index: "sha256:" + strings.ToUpper(right[7:])}, "expected a digest"},
+	} {
+		c := newChain(t, upgrade.DefaultSettings())
+		c.refuse = errors.New("the artifact is not at hand")
+		err := c.Adopt(t.Context(), test.adoption)
+		if test.want == "" {
+			c.wantAsked("check " + v18)
+			if err == nil || errors.Is(err, upgrade.ErrRefused) {
+				t.Errorf("%s: %v, expected what the host says", name, err)
+			}
+			continue
+		}
+		c.wantAsked()
+		c.wantRefused(err, test.want)
+	}
+}
+
+// Blocks do what the defaults say, with upgrades of vats as they are: three in an empty one, one in a full one, and nothing is used that was not
+// given.
+func TestDefaultSettings(t *testing.T) {
+	t.Parallel()
+	s := upgrade.DefaultSettings()
+	for used, want := range map[int64]int64{0: 3, s.Budget.Limit / 30: 3, s.Budget.Limit / 2: 2, s.Budget.Limit: 1} {
+		c := newUpgradingChain(t, s)
+		var steps []upgrade.Step
+		for _, vat := range []string{"v2", "v3", "v4", "v5", "v6"} {
+			if _, err := c.Vat(t.Context(), vat); err != nil {
+				c.must(c.AddVatOn(t.Context(), vat, v16, false))
+			}
+			c.upgrade[vat] = upgrade.Outcome{OK: true, Computrons: 36_500_000}
+			steps = append(steps, upgrade.Step{Vat: vat, Computrons: 36_500_000})
+		}
+		c.must(c.StartRollout(t.Context(), upgrade.Plan{Version: v18, Steps: steps}))
+		if b := c.end(used); b.Upgrades != want || b.UpgradeCarry != 0 {
+			t.Errorf("after %d computrons: %+v, expected %d upgrades and nothing carried over", used, b, want)
+		}
 	}
 }

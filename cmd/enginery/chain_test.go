@@ -30,16 +30,17 @@ func TestChain(t *testing.T) {
 	}
 	classification := fmt.Appendf(nil, `{"schema":%q,"from":%q,"to":%q,"vats":[]}`, replay.ClassificationSchema, legacy, current)
 	input := filepath.Join(folder, "demo.jsonl")
-	must(t, os.WriteFile(input, fmt.Appendf(nil, `{"sender":"gov","seq":1,"type":"init","version":%q}
+	must(t, os.WriteFile(input, fmt.Appendf(nil, `{"sender":"gov","seq":1,"type":"init","version":%[1]q}
 {"sender":"gov","seq":2,"type":"install","vat":"one","bundle":{"file":"peer-1.json"},"parameters":{"name":"one"}}
 {"sender":"gov","seq":3,"type":"install","vat":"two","bundle":{"file":"peer-1.json"},"parameters":{"name":"two"},"legacyOnly":true}
 {"type":"block"}
 {"sender":"alice","seq":1,"type":"deliver","vat":"one","method":"meet","args":[{"@vat":"two"},"two"]}
 {"sender":"alice","seq":2,"type":"deliver","vat":"one","method":"ask","args":["two","hello"]}
 {"sender":"alice","seq":3,"type":"deliver","vat":"three","method":"report"}
+{"sender":"gov","seq":4,"type":"adopt","version":%[2]q,"index":"sha256:0"}
 {"type":"block"}
-{"sender":"gov","seq":4,"type":"adopt","version":%q,"classification":%q}
-{"sender":"gov","seq":5,"type":"rollout"}
+{"sender":"gov","seq":5,"type":"adopt","version":%[2]q,"classification":%[3]q}
+{"sender":"gov","seq":6,"type":"rollout"}
 `, legacy, current, digest.FromBytes(classification)), 0o644))
 	home := filepath.Join(folder, "home")
 	must(t, os.MkdirAll(home, 0o755))
@@ -68,7 +69,7 @@ func TestChain(t *testing.T) {
 	// Nor does it adopt a version whose classification is not at hand, or another; then it goes on from there.
 	demo := append([]string{"chain", "run", dir, "--input", input, "--drain"}, engines...)
 	says(enginery(exit.Unavailable, demo...), "3 inputs accepted", `deliver 3 of alice is refused: there is no vat "three"`,
-		"block 3: input 0, adopt 4 of gov", "is not at hand", "put the file there")
+		`adopt 4 of gov is refused: the artifact in the adoption of `+current+` is "sha256:0"`, "block 3: input 0, adopt 5 of gov", "is not at hand", "put the file there")
 	classifications := filepath.Join(dir, "classifications")
 	must(t, os.MkdirAll(classifications, 0o755))
 	voted := filepath.Join(classifications, digest.FromBytes(classification).Encoded())
@@ -127,9 +128,9 @@ func TestChain(t *testing.T) {
 	says(send(0, report), `"status":"accepted"`, `"body":"#{\"incarnation\":2,\"name\":\"one\",\"version\":1}"`)
 	says(send(0, report), `"status":"duplicate"`)
 	says(send(exit.Failed, `{"sender":"alice","seq":6,"type":"deliver","vat":"one","method":"report"}`), `"status":"early"`, "of 1 input: 1 early")
-	says(send(exit.Failed, `{"sender":"gov","seq":6,"type":"adopt","version":"agoric-upgrade-99"}`), `"status":"refused"`)
-	says(send(0, `{"sender":"gov","seq":6,"type":"upgrade","vat":"one","bundle":{"file":"`+filepath.Join(folder, "peer-2.json")+`"}}`), `"status":"accepted"`)
-	says(send(exit.Usage, `{"sender":"gov","seq":7,"type":"upgrade","vat":"one","bundel":"x"}`), "bundel")
+	says(send(exit.Failed, `{"sender":"gov","seq":7,"type":"adopt","version":"agoric-upgrade-99"}`), `"status":"refused"`)
+	says(send(0, `{"sender":"gov","seq":7,"type":"upgrade","vat":"one","bundle":{"file":"`+filepath.Join(folder, "peer-2.json")+`"}}`), `"status":"accepted"`)
+	says(send(exit.Usage, `{"sender":"gov","seq":8,"type":"upgrade","vat":"one","bundel":"x"}`), "bundel")
 	says(send(0, `{"sender":"alice","seq":5,"type":"deliver","vat":"one","method":"report","ack":4}`), `\"version\":2}"`)
 	says(enginery(exit.Failed, append([]string{"chain", "run", dir, "--input", input}, engines...)...), "another process runs the chain")
 
