@@ -96,9 +96,24 @@ func Open(path string) (*Store, error) {
 	}
 	s, err := open(path, query)
 	if err != nil {
+		tidy(path)
 		return nil, fmt.Errorf("opening a swing-store: %w", err)
 	}
 	return s, nil
+}
+
+// tidy removes an empty write-ahead log and its index from beside a store. SQLite makes them even to read, and only a connection that may
+// write removes them: the last one, when it is closed. If there is another, such as a node's, it leaves them; it holds a lock meanwhile.
+func tidy(path string) {
+	if info, err := os.Stat(path + "-wal"); err != nil || info.Size() > 0 {
+		return // there are none, or what is in them is not to be moved into the store by who only reads it
+	}
+	db, err := connect(path, url.Values{"mode": {"rw"}})
+	if err != nil {
+		return
+	}
+	defer db.Close()
+	db.QueryRow("SELECT count(*) FROM sqlite_master").Scan(new(int)) // so that it opens them
 }
 
 // Create opens a store for writing, and makes it if there is none. Many processes may read it, and one should write.
@@ -184,17 +199,19 @@ func create(path string, query url.Values) (*Store, error) {
 	return s, nil
 }
 
-// Close closes the store.
+// Close closes the store. What SQLite has put beside it is removed, unless somebody else uses it or it was there with something in it.
 func (s *Store) Close() error {
-	if s.writer != nil {
-		s.writing.Lock()
-		defer s.writing.Unlock()
-		for _, stmt := range s.stmts {
-			stmt.Close()
-		}
-		s.writer.Close()
-		s.writer = nil
+	if s.writer == nil {
+		defer tidy(s.path)
+		return s.db.Close()
 	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	for _, stmt := range s.stmts {
+		stmt.Close()
+	}
+	s.writer.Close()
+	s.writer = nil
 	return s.db.Close()
 }
 

@@ -40,7 +40,7 @@ func TestHTML(t *testing.T) {
 		}
 	})
 	contains(t, htmlOf(t, all.planted), "Different.", "&lt;/title&gt;&lt;script&gt;", `<mark>7</mark>`, "wrong syscall", "item 7, syscall 11", "message open to o&#43;0",
-		"enginery replay reproduce "+reports(t).reproducers+"/v5-7-wrong-syscall", "is damaged", "pruned", `class="mark"`)
+		"enginery replay reproduce "+all.reproducers+"/v5-7-wrong-syscall", "is damaged", "pruned", `class="mark"`)
 	contains(t, htmlOf(t, all.compared), "From agoric-upgrade-22 to agoric-upgrade-16", "agoric-upgrade-16 from bundles", "rowspan=\"3\"")
 }
 
