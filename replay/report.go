@@ -35,10 +35,19 @@ const (
 // Column is one version, as all vats were replayed on it.
 type Column struct {
 	Version string `json:"version"`
-	Engine  string `json:"engine"` // digest of the worker: "sha256:…"
+	Debug   bool   `json:"debug,omitempty"` // its debug worker
+	Engine  string `json:"engine"`          // digest of the worker: "sha256:…"
 	Start   Start  `json:"start"`
 	Bundles string `json:"bundles"` // lockdown and supervisor: "recorded", as the store has them, or "version", as the version has them
 	Reload  bool   `json:"reload"`  // the worker is started anew from each heap snapshot that it takes, as the chain did
+}
+
+// Name returns what a person calls the engine.
+func (c Column) Name() string {
+	if c.Debug {
+		return c.Version + " (debug)"
+	}
+	return c.Version
 }
 
 // Vat is a vat, and what came of it in each run.

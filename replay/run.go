@@ -66,7 +66,7 @@ func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o 
 	}
 	r := &runner{
 		source: source, engine: e, pause: checkpointPause, timeout: cmp.Or(o.Timeout, DefaultTimeout), bundles: newBundles[[]byte](), scripts: newBundles[vat.Script](),
-		column: Column{Version: e.Version, Engine: digest, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker},
+		column: Column{Version: e.Version, Debug: e.Worker.Debug, Engine: digest, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker},
 	}
 	if o.VersionBundles {
 		r.column.Bundles = BundlesVersion

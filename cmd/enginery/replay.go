@@ -290,6 +290,7 @@ difference, or another; 4 the version cannot be had; 130 interrupted.`,
 			}
 			if version == "" {
 				version = about.Column.Version
+				g.debug = g.debug || about.Column.Debug
 			}
 			g.archival = true
 			e, err := a.engine(cmd, &g, version)
@@ -300,7 +301,9 @@ difference, or another; 4 the version cannot be had; 130 interrupted.`,
 			if err != nil {
 				return err
 			}
-			if err := a.print(cmd, r, func(out io.Writer) error { return report.WriteReproduction(out, r, version) }); err != nil {
+			if err := a.print(cmd, r, func(out io.Writer) error {
+				return report.WriteReproduction(out, r, replay.Column{Version: version, Debug: g.debug}.Name())
+			}); err != nil {
 				return err
 			}
 			if len(r.Found) > 0 {
@@ -310,7 +313,7 @@ difference, or another; 4 the version cannot be had; 130 interrupted.`,
 		},
 	}
 	g.addEngineTo(cmd)
-	cmd.Flags().StringVar(&version, "version", "", "`VERSION` to run it on; the one that it was found on by default")
+	cmd.Flags().StringVar(&version, "version", "", "`VERSION` to run it on; the engine that it was found on by default")
 	cmd.Flags().DurationVar(&o.Timeout, "timeout", replay.DefaultTimeout, "how long a delivery may take")
 	cmd.RegisterFlagCompletionFunc("version", a.completeVersions)
 	return cmd

@@ -109,7 +109,7 @@ func writeDifference(b *strings.Builder, d replay.Difference, indent string) {
 // WriteReproduction writes what came of a reproducer on a version for a terminal.
 func WriteReproduction(w io.Writer, r *replay.Reproduction, version string) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Found on %s:\n", r.Column.Version)
+	fmt.Fprintf(&b, "Found on %s:\n", r.Column.Name())
 	writeDifference(&b, r.Difference, "  ")
 	switch {
 	case r.Reproduced:

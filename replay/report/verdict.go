@@ -33,7 +33,7 @@ func VerdictOf(r *replay.Report) Verdict {
 	}
 	version := "the version"
 	if len(r.Runs) > 0 {
-		version = r.Runs[len(r.Runs)-1].Version
+		version = r.Runs[len(r.Runs)-1].Name()
 	}
 	every := fmt.Sprintf("every span of %s", count(len(r.Vats), "vat"))
 	switch {

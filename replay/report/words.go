@@ -128,7 +128,7 @@ func name(id, name string) string { return printable.Text(strings.TrimSpace(id +
 // column is a run's heading.
 func column(r *replay.Report, i int) string {
 	run := r.Runs[i]
-	heading := run.Version
+	heading := run.Name()
 	for j, other := range r.Runs {
 		if j != i && other.Version == run.Version {
 			return heading + " from " + string(run.Start)
