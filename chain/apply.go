@@ -174,7 +174,7 @@ func (b *block) install(ctx context.Context, in *Input, o *Outcome) error {
 	}
 	channels, err := b.c.Channels(ctx)
 	if err != nil {
-		return notInitialized(err)
+		return err
 	}
 	version := channels.Current
 	if in.LegacyOnly {
@@ -213,6 +213,7 @@ func (b *block) install(ctx context.Context, in *Input, o *Outcome) error {
 	return b.gone(ctx, o.Vat, r.Problem)
 }
 
+// notInitialized refuses what comes before there are versions.
 func notInitialized(err error) error {
 	if errors.Is(err, upgrade.ErrNotInitialized) {
 		return refuse("the chain has no versions yet; its first input must be of type init")
@@ -285,7 +286,7 @@ func (b *block) rollout(ctx context.Context, in *Input) error {
 	p := upgrade.Plan{Version: in.Version, MaxFailures: in.MaxFailures, OnFailure: in.OnFailure, Paused: in.Paused}
 	channels, err := b.c.Channels(ctx)
 	if err != nil {
-		return notInitialized(err)
+		return err
 	}
 	if p.Version == "" {
 		p.Version = channels.Current

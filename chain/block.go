@@ -208,7 +208,7 @@ func (b *block) inputs(ctx context.Context, inputs []*Input) error {
 		case in.Seq > next:
 			o.Status, o.Reason = Early, fmt.Sprintf("the next seq of %s is %d", in.Sender, next)
 		default:
-			err := b.tx.Try(func() error { return b.apply(ctx, in, &o) })
+			err := notInitialized(b.tx.Try(func() error { return b.apply(ctx, in, &o) }))
 			if reason, ok := refused(err); ok {
 				o.Status, o.Reason = Refused, reason
 			} else if err != nil {

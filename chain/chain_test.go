@@ -464,3 +464,34 @@ func TestInitRefused(t *testing.T) {
 		}
 	}
 }
+
+// Whatever comes before there are versions is refused, and does not hold the chain.
+func TestBeforeInit(t *testing.T) {
+	t.Parallel()
+	n := open(t, t.TempDir(), func(string) (*vat.Engine, error) { return nil, nil }, chain.Options{})
+	defer n.Close()
+	bundle := swingsettest.Bundles(t, "peer-1")[0]
+	var inputs []*chain.Input
+	for i, text := range []string{
+		`"type":"settings","settings":{"onFailure":"roll-back"}`, `"type":"adopt","version":"agoric-upgrade-18"`, `"type":"retire","version":"agoric-upgrade-18"`,
+		`"type":"install","vat":"mint","bundle":` + string(bundle), `"type":"deliver","vat":"mint","method":"report"`, `"type":"deliver","vat":"v1","method":"report"`,
+		`"type":"rollout"`, `"type":"rollout","version":"agoric-upgrade-18","steps":[{"vat":"v1"}]`, `"type":"extend","steps":[]`, `"type":"upgrade","vat":"v1"`,
+		`"type":"pause"`, `"type":"pause","vat":"v1"`, `"type":"resume"`, `"type":"resume","vat":"v1"`, `"type":"abort"`, `"type":"suspend","vat":"v1"`,
+		`"type":"rollback","vat":"v1"`, `"type":"terminate","vat":"v1"`,
+	} {
+		in, err := chain.ParseInput(fmt.Appendf(nil, `{"sender":"gov","seq":%d,%s}`, i+1, text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		inputs = append(inputs, in)
+	}
+	b, err := n.Make(t.Context(), inputs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range b.Inputs {
+		if o.Status != chain.Refused {
+			t.Errorf("%+v, expected it refused", o)
+		}
+	}
+}

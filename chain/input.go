@@ -111,6 +111,9 @@ func ParseInput(line []byte) (*Input, error) {
 	if in.Seq < 1 {
 		return nil, fmt.Errorf("the seq of %s is %d, expected 1 or more", in.Sender, in.Seq)
 	}
+	if given["vat"] != nil && in.Vat == "" {
+		return nil, fmt.Errorf("an input of type %s has an empty vat", in.Type) // which would be none: pause is also for the rollout
+	}
 	delete(given, "sender")
 	delete(given, "seq")
 	if err := in.check(given, allowed); err != nil {

@@ -185,7 +185,7 @@ type VatDetails struct {
 	Spans   []swingstore.Span  `json:"spans,omitempty"`   // of its transcript, the newest first
 }
 
-// LookAt returns more of a vat, by name or ID, with so many waiting deliveries and spans. The error is an *upgrade.UnknownVatError if there is no
+// LookAt returns more of a vat with so many waiting deliveries and spans. The error is an *upgrade.UnknownVatError if there is no
 // such vat.
 func LookAt(ctx context.Context, r *swingstore.Reader, id string, most int) (*VatDetails, error) {
 	v, err := upgrade.Open(readOnly{r}, nil, 0).Vat(ctx, id)

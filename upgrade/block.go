@@ -72,6 +72,15 @@ func (b Budget) share(used int64) Share {
 	return s
 }
 
+// expected returns what an upgrade is expected to use: the start of a worker, and so many computrons; or what it used when it last failed, if that is more.
+func (b Budget) expected(v *Vat, computrons int64) int64 {
+	n := b.Start + computrons
+	if v.Failure != nil {
+		n = max(n, v.Failure.Computrons)
+	}
+	return n
+}
+
 // Block is what the controller did at the end of a block.
 type Block struct {
 	Used       int64 `json:"used"` // computrons of the block before
@@ -153,11 +162,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 		if v == nil {
 			break
 		}
-		expected := settings.Budget.Start
-		if v.Failure != nil {
-			expected = max(expected, v.Failure.Computrons)
-		}
-		more, err := try(expected, func() (int64, error) {
+		more, err := try(settings.Budget.expected(v, 0), func() (int64, error) {
 			return c.attempt(ctx, b, settings, v, *v.Request, v.Cause, settings.OnFailure)
 		})
 		if err != nil {
@@ -196,8 +201,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			}
 			continue
 		}
-		expected := settings.Budget.Start + step.Computrons
-		more, err := try(expected, func() (int64, error) {
+		more, err := try(settings.Budget.expected(v, step.Computrons), func() (int64, error) {
 			return c.attempt(ctx, b, settings, v, Request{Bundle: step.Bundle}, ByRollout, r.OnFailure)
 		})
 		if err != nil {
@@ -210,7 +214,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return 0, err
 		}
 		if r.Strikes > r.MaxFailures {
-			why := fmt.Sprintf("%d upgrades have failed, the last of %s; at most %d may", r.Strikes, step.Vat, r.MaxFailures)
+			why := fmt.Sprintf("%s, the last of %s; at most %d may", count(r.Strikes, "upgrade has failed", "upgrades have failed"), step.Vat, r.MaxFailures)
 			if err := c.do(ctx, Event{Type: RolloutHeld, Problem: why}); err != nil {
 				return 0, err
 			}

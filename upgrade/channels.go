@@ -61,7 +61,7 @@ func (e *InUseError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s:", e.Version)
 	for _, h := range e.Held {
-		fmt.Fprintf(&b, " %d vats run on %s (%s", h.Count, h.Version, strings.Join(h.Vats, ", "))
+		fmt.Fprintf(&b, " %s on %s (%s", count(h.Count, "vat runs", "vats run"), h.Version, strings.Join(h.Vats, ", "))
 		if h.Count > int64(len(h.Vats)) {
 			b.WriteString(", …")
 		}

@@ -336,14 +336,16 @@ func (m *model) end(used int64) {
 		}
 		return true
 	}
+	expected := func(v *modelVat, computrons int64) int64 {
+		if v.Failure != nil && v.Failure.Computrons > b.Start+computrons {
+			return v.Failure.Computrons
+		}
+		return b.Start + computrons
+	}
 	more := true
 	for more && len(m.requests) > 0 {
 		v := m.vats[m.requests[0]]
-		expected := b.Start
-		if v.Failure != nil {
-			expected = max(expected, v.Failure.Computrons)
-		}
-		more = attempt(v, expected, v.Request.Bundle, v.Cause, m.settings.OnFailure)
+		more = attempt(v, expected(v, 0), v.Request.Bundle, v.Cause, m.settings.OnFailure)
 	}
 	for more && m.rollout != nil && m.rollout.State == upgrade.Running {
 		if len(m.steps) == 0 {
@@ -362,7 +364,7 @@ func (m *model) end(used int64) {
 			m.rollout.Skipped++
 			continue
 		}
-		more = attempt(v, b.Start+step.Computrons, step.Bundle, upgrade.ByRollout, m.rollout.OnFailure)
+		more = attempt(v, expected(v, step.Computrons), step.Bundle, upgrade.ByRollout, m.rollout.OnFailure)
 	}
 	m.upgradeC = min(left, saved)
 

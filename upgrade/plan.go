@@ -145,7 +145,7 @@ func NewPlan(c *replay.Classification, o PlanOptions) (*Plan, []LeftOut, error) 
 		}
 	}
 	if len(steps) > 0 {
-		return nil, nil, fmt.Errorf("these vats come after each other, in a circle: %s", strings.Join(slices.Sorted(maps.Keys(steps)), ", "))
+		return nil, nil, fmt.Errorf("these vats come after each other, in a circle: %s", strings.Join(slices.SortedFunc(maps.Keys(steps), byNumber), ", "))
 	}
 	var out []LeftOut
 	for _, v := range c.Vats {

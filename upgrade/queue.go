@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 )
 
 // Delivery is what a host wants to deliver to a vat.
@@ -123,11 +124,12 @@ func (c *Controller) Admit(ctx context.Context, id string, d Delivery) (Verdict,
 		switch size := v.Bytes + d.size(); {
 		case !rule.Limited:
 		case v.Queued() >= l.Messages:
-			reason = fmt.Sprintf("%s is %s and %d deliveries wait for it, the most that may", id, v.waiting(), v.Queued())
+			reason = fmt.Sprintf("%s is %s and %s for it, the most that may", id, v.waiting(), count(v.Queued(), "delivery waits", "deliveries wait"))
 		case size > l.Bytes:
-			reason = fmt.Sprintf("%s is %s and %d bytes wait for it; with this message they would be %d, and %d may", id, v.waiting(), v.Bytes, size, l.Bytes)
+			reason = fmt.Sprintf("%s is %s and %s for it; with this message they would be %d, and %d may", id, v.waiting(),
+				count(v.Bytes, "byte waits", "bytes wait"), size, l.Bytes)
 		case t.Queued >= l.Total:
-			reason = fmt.Sprintf("%s is %s and %d deliveries wait for vats, the most that may", id, v.waiting(), t.Queued)
+			reason = fmt.Sprintf("%s is %s and %s for vats, the most that may", id, v.waiting(), count(t.Queued, "delivery waits", "deliveries wait"))
 		}
 		if reason != "" {
 			verdict = Verdict{Action: Refuse, Reason: reason, Queued: v.Queued()}
@@ -145,6 +147,14 @@ func (c *Controller) Admit(ctx context.Context, id string, d Delivery) (Verdict,
 		err = c.do(ctx, Event{Type: UpgradeRequested, Vat: id, Request: &Request{}, Cause: ByDelivery})
 	}
 	return verdict, err
+}
+
+// count writes a number and what it counts. Such texts are in the state of a chain, so that no library has a say in them.
+func count(n int64, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.FormatInt(n, 10) + " " + many
 }
 
 // waiting says why a vat takes no delivery.

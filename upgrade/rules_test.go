@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/enginery/enginery/upgrade"
 )
 
@@ -291,7 +293,7 @@ func TestChannels(t *testing.T) {
 	c.must(c.StartRollout(ctx, upgrade.Plan{Version: v22, Steps: []upgrade.Step{{Vat: "v2"}}}))
 	c.wantRefused(c.Adopt(ctx, upgrade.Adoption{Version: v18}), "finish or abort it first")
 	c.end(0)
-	c.wantRefused(c.Adopt(ctx, upgrade.Adoption{Version: v18}), "2 vats run on "+v16+" (v1, v3); 1 vats run on "+v22+" (v2);")
+	c.wantRefused(c.Adopt(ctx, upgrade.Adoption{Version: v18}), "2 vats run on "+v16+" (v1, v3); 1 vat runs on "+v22+" (v2);")
 	c.must(c.AddVat(ctx, "v4", false))
 	c.wantVat("v4", upgrade.Active, v22, 0)
 	c.wantRefused(c.AddVatOn(ctx, "v5", v18, false), "is not in service")
@@ -313,6 +315,38 @@ func TestChannels(t *testing.T) {
 	}
 	c.refuse = &upgrade.RefusedError{Reason: "its classification is not the one that was voted on"}
 	c.wantRefused(c.Adopt(ctx, upgrade.Adoption{Version: v18}), "voted on")
+}
+
+// Vats are listed as people count, and so are those that hold a version.
+func TestListOrder(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	c := newChain(t, upgrade.DefaultSettings())
+	want := []string{"a-2", "12", "v", "v100x", "va", "v1", "v2", "v9", "va9", "v10", "v99", "v100"} // of one kind in order; others anywhere, and once
+	for _, id := range []string{"v100", "v10", "va9", "v2", "v100x", "v", "12", "v99", "a-2", "v1", "va", "v9"} {
+		c.must(c.AddVat(ctx, id, false))
+	}
+	var got []string
+	for after := ""; ; {
+		vats, err := c.Vats(ctx, upgrade.Active, after, 5)
+		c.must(err)
+		if len(vats) == 0 {
+			break
+		}
+		for _, v := range vats {
+			got = append(got, v.ID)
+		}
+		after = got[len(got)-1]
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("the vats are (-want +got):\n%s", d)
+	}
+	c.must(c.Adopt(ctx, upgrade.Adoption{Version: v18}))
+	c.wantRefused(c.Retire(ctx, v16), "12 vats run on "+v16+" (a-2, 12, v, v100x, va, v1, v2, v9, va9, v10, v99, v100)")
+	c.must(c.Suspend(ctx, "v10"))
+	if vats, err := c.Vats(ctx, upgrade.Suspended, "v9", 2); err != nil || len(vats) != 1 || vats[0].ID != "v10" {
+		t.Errorf("%v, %v", vats, err)
+	}
 }
 
 // A vat that is never to move.

@@ -17,7 +17,7 @@ import (
 //
 //	head, settings, channels, tally, rollout      JSON
 //	vat.ID                                        Vat
-//	on.VERSION/ID, state.STATE.ID                 vats by the version that they hold, and by state
+//	on.VERSION/PLACE, state.STATE.PLACE           vats by the version that they hold, and by state
 //	count.VERSION                                 how many hold it
 //	queue.ID.NUMBER                               Delivery, in order
 //	aside.ID.RANK.KIND.KEY                        Delivery, in the order that they are made in
@@ -26,7 +26,8 @@ import (
 //	plan.ROLLOUT.vat.ID                           NUMBER of its step
 //	stale.ROLLOUT                                 its plan is to be removed
 //
-// A NUMBER is in 16 hexadecimal digits, so that the order of keys is that of numbers.
+// A NUMBER is in 16 hexadecimal digits, so that the order of keys is that of numbers. A PLACE is an ID with a letter for how many digits it ends with
+// before them, so that the order is that in which people count: va9 and vb10 are v9 and v10.
 type state struct {
 	Store
 	known *known
@@ -87,6 +88,24 @@ func keyOf(parts ...string) string { return strings.Join(parts, ".") }
 func number(n int64) string {
 	digits := strconv.FormatInt(n, 16)
 	return "0000000000000000"[len(digits):] + digits
+}
+
+// placeOf returns the place of a vat in lists.
+func placeOf(id string) string {
+	stem := strings.TrimRight(id, "0123456789")
+	if n := len(id) - len(stem); n > 0 && n <= 26 {
+		return stem + string(rune('a'+n-1)) + id[len(stem):]
+	}
+	return id
+}
+
+// vatAt returns the vat of a place.
+func vatAt(place string) string {
+	stem := strings.TrimRight(place, "0123456789")
+	if n := len(place) - len(stem); n > 0 && n <= 26 {
+		return stem[:len(stem)-1] + place[len(stem):]
+	}
+	return place
 }
 
 func (s state) set(key, value string) error { return s.Set(Prefix+key, value) }
@@ -335,11 +354,11 @@ func (s state) putVat(ctx context.Context, h *head, old, v *Vat, e *Event) error
 	fresh := old.Version == ""
 	if a, b := old.State(), v.State(); a != b || fresh {
 		if !fresh {
-			if err := s.delete(keyOf("state", string(a), v.ID)); err != nil {
+			if err := s.delete(keyOf("state", string(a), placeOf(v.ID))); err != nil {
 				return err
 			}
 		}
-		if err := s.set(keyOf("state", string(b), v.ID), "1"); err != nil {
+		if err := s.set(keyOf("state", string(b), placeOf(v.ID)), "1"); err != nil {
 			return err
 		}
 	}
@@ -403,7 +422,7 @@ func (s state) hold(ctx context.Context, version, vat string, by int64) error {
 	if err != nil {
 		return err
 	}
-	key := "on." + version + "/" + vat
+	key := "on." + version + "/" + placeOf(vat)
 	if by < 0 {
 		return s.delete(key)
 	}
@@ -426,8 +445,17 @@ func (s state) holder(ctx context.Context, version string) (Holder, error) {
 		return Holder{}, err
 	}
 	h := Holder{Version: version, Count: n}
-	h.Vats, err = s.list(ctx, "on."+version+"/", "", HolderVats)
+	h.Vats, err = s.listVats(ctx, "on."+version+"/", "", HolderVats)
 	return h, err
+}
+
+// listVats returns at most so many vats of a list that come after one.
+func (s state) listVats(ctx context.Context, prefix, after string, most int) ([]string, error) {
+	ids, err := s.list(ctx, prefix, placeOf(after), most)
+	for i, place := range ids {
+		ids[i] = vatAt(place)
+	}
+	return ids, err
 }
 
 // list returns at most so many keys that begin with a prefix, without it, and come after one.

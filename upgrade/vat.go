@@ -242,13 +242,9 @@ func (c *Controller) Count(ctx context.Context, version string) (int64, error) {
 	return c.s.count(ctx, version)
 }
 
-// Vats returns at most so many vats in a state, or in any if that is empty, whose IDs come after one in the order of their bytes.
+// Vats returns at most so many vats in a state that come after one, in the order in which people count: v9 before v10.
 func (c *Controller) Vats(ctx context.Context, in State, after string, most int) ([]*Vat, error) {
-	prefix := "vat."
-	if in != "" {
-		prefix = keyOf("state", string(in)) + "."
-	}
-	ids, err := c.s.list(ctx, prefix, after, most)
+	ids, err := c.s.listVats(ctx, keyOf("state", string(in))+".", after, most)
 	if err != nil {
 		return nil, err
 	}

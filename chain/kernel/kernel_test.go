@@ -413,7 +413,8 @@ func TestIllegalSyscalls(t *testing.T) {
 		{`["resolve",[["p+7",false]]]`, "expected a promise, whether it is rejected, and data"},
 		{`["resolve",[["p+7",1,{}]]]`, "of which item 1 is of another kind"},
 		{`["dropImports",["o-99"]]`, "which does not fit"},
-		{`["retireExports",["o+0"]]`, "which it reaches: true"},
+		{`["retireExports",["o+0"]]`, "which does not fit"},
+		{`["abandonExports",["o+0"]]`, "which does not fit"}, // nobody could send to the vat any more, nor terminate it
 		{`["obey"]`, "which there is not"},
 		{`{}`, "expected an array"},
 		{`[1]`, "expected its name first"},

@@ -122,7 +122,7 @@ func (s *state) resolveFrom(id string, list [][]json.RawMessage) error {
 // garbage is what a vat says of what it no longer needs.
 func (s *state) garbage(id, kind, vref string) {
 	object := s.get(clistKey(id, vref))
-	if object == "" || isPromise(object) || isExport(vref) != (kind == "retireExports" || kind == "abandonExports") {
+	if object == "" || vref == rootVref || isPromise(object) || isExport(vref) != (kind == "retireExports" || kind == "abandonExports") {
 		s.illegal("%s makes the syscall %s for %s, which does not fit", id, kind, vref)
 		return
 	}

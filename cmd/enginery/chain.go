@@ -408,7 +408,7 @@ func chainResults(a *app) *cobra.Command {
 					if r.Rejected {
 						kind = "rejected"
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%d block %d %s %s %s\n", r.Seq, r.Height, kind, r.Data.Body, strings.Join(r.Data.Slots, " "))
+					fmt.Fprintf(cmd.OutOrStdout(), "%d block %d %s %s %s\n", r.Seq, r.Height, kind, printable.Text(r.Data.Body), strings.Join(r.Data.Slots, " "))
 					after = r.Seq
 				}
 			}
