@@ -11,6 +11,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -76,6 +77,8 @@ type Store struct {
 	writing sync.Mutex // held by a transaction
 	writer  *sql.Conn  // nil if read-only
 	stmts   map[string]*sql.Stmt
+
+	alone bool // nobody else had it open when this began to read
 }
 
 // Open opens a store for reading: its database, or the folder that has it as swingstore.sqlite. A node may go on writing. What a Reader
@@ -94,16 +97,21 @@ func Open(path string) (*Store, error) {
 			query.Set("immutable", "1")
 		}
 	}
+	_, err = os.Lstat(path + "-wal")
+	alone := errors.Is(err, fs.ErrNotExist)
 	s, err := open(path, query)
 	if err != nil {
-		tidy(path)
+		if alone {
+			tidy(path)
+		}
 		return nil, fmt.Errorf("opening a swing-store: %w", err)
 	}
+	s.alone = alone
 	return s, nil
 }
 
-// tidy removes an empty write-ahead log and its index from beside a store. SQLite makes them even to read, and only a connection that may
-// write removes them: the last one, when it is closed. If there is another, such as a node's, it leaves them; it holds a lock meanwhile.
+// tidy removes an empty write-ahead log and its index from beside a store that had none. SQLite makes them even to read, and only a connection that
+// may write removes them: the last one, when it is closed. If a node has started meanwhile, SQLite leaves them.
 func tidy(path string) {
 	if info, err := os.Stat(path + "-wal"); err != nil || info.Size() > 0 {
 		return // there are none, or what is in them is not to be moved into the store by who only reads it
@@ -199,10 +207,12 @@ func create(path string, query url.Values) (*Store, error) {
 	return s, nil
 }
 
-// Close closes the store. What SQLite has put beside it is removed, unless somebody else uses it or it was there with something in it.
+// Close closes the store. What SQLite has put beside it to read it is removed, unless somebody else uses it.
 func (s *Store) Close() error {
 	if s.writer == nil {
-		defer tidy(s.path)
+		if s.alone {
+			defer tidy(s.path)
+		}
 		return s.db.Close()
 	}
 	s.writing.Lock()
