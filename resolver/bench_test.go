@@ -83,10 +83,7 @@ func BenchmarkResolve(b *testing.B) {
 func TestLauncherRunsWhatWasResolved(t *testing.T) {
 	t.Parallel()
 	w := made(t)
-	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
-	w.publish(t, repo, id, w.good(id)...)
-	w.publish(t, repo, another, w.good(another)...)
-	r := w.node(t, repo)
+	r := w.node(t, w.stocked(t))
 	if _, err := r.Prefetch(t.Context(), []string{"legacy", "current"}, resolver.Options{}); err != nil {
 		t.Fatal(err)
 	}

@@ -222,9 +222,7 @@ func unnamed(t *testing.T, s *engines.Store) {
 func TestChannels(t *testing.T) {
 	t.Parallel()
 	w := made(t)
-	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
-	w.publish(t, repo, id, w.good(id)...)
-	w.publish(t, repo, another, w.good(another)...)
+	repo := w.stocked(t)
 	r := w.node(t, repo)
 	plain := r.Policy
 	shipped, err := engines.ParseChannels("channels.toml", manifests.Channels)

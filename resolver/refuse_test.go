@@ -334,9 +334,7 @@ func TestAnotherPolicy(t *testing.T) {
 func TestRecordMustBeOfWhatWasSigned(t *testing.T) {
 	t.Parallel()
 	w := made(t)
-	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
-	w.publish(t, repo, id, w.good(id)...)
-	w.publish(t, repo, another, w.good(another)...)
+	repo := w.stocked(t)
 	of := func(v string) *manifests.Manifest {
 		m, err := manifests.Load(v)
 		if err != nil {
@@ -388,10 +386,7 @@ func TestRecordMustBeOfWhatWasSigned(t *testing.T) {
 func TestResolve(t *testing.T) {
 	t.Parallel()
 	w := made(t)
-	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
-	w.publish(t, repo, id, w.good(id)...)
-	w.publish(t, repo, another, w.good(another)...)
-	r := w.node(t, repo)
+	r := w.node(t, w.stocked(t))
 	channels(t, r.Home, id, id)
 	var notInService *engines.NotInServiceError
 	if _, err := r.Resolve(t.Context(), another, resolver.Options{}); !errors.As(err, &notInService) {

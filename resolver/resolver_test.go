@@ -161,6 +161,16 @@ func (w *world) publish(t testing.TB, to, v string, bundles ...[]byte) {
 	w.attach(t, to, v, bundles...)
 }
 
+// stocked returns a layout with both versions and all that vouches for them.
+func (w *world) stocked(t testing.TB) string {
+	t.Helper()
+	layout := "oci:" + filepath.Join(t.TempDir(), "layout")
+	for _, v := range []string{id, another} {
+		w.publish(t, layout, v, w.good(v)...)
+	}
+	return layout
+}
+
 func (w *world) attach(t testing.TB, to, v string, bundles ...[]byte) {
 	t.Helper()
 	for _, b := range bundles {

@@ -439,10 +439,7 @@ func TestKilled(t *testing.T) {
 func TestGCBesideResolves(t *testing.T) {
 	t.Parallel()
 	w := made(t)
-	repo := "oci:" + filepath.Join(t.TempDir(), "layout")
-	w.publish(t, repo, id, w.good(id)...)
-	w.publish(t, repo, another, w.good(another)...)
-	r := w.node(t, repo)
+	r := w.node(t, w.stocked(t))
 	channels(t, r.Home, id, id)
 	stop := make(chan struct{})
 	var collector, resolvers sync.WaitGroup

@@ -387,12 +387,7 @@ func chainResults(a *app) *cobra.Command {
 		Example:           "  enginery chain results demo alice --after 12",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeChain,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := openChain(args[0])
-			if err != nil {
-				return err
-			}
-			defer s.Close()
+		RunE: ofChain(func(cmd *cobra.Command, s *swingstore.Store, args []string) error {
 			for {
 				results, err := chain.ReadResults(cmd.Context(), &s.Reader, args[1], after, 1000)
 				if err != nil || len(results) == 0 {
@@ -412,7 +407,7 @@ func chainResults(a *app) *cobra.Command {
 					after = r.Seq
 				}
 			}
-		},
+		}),
 	}
 	cmd.Flags().Int64Var(&after, "after", 0, "only of messages after this `seq`")
 	return cmd
@@ -431,12 +426,7 @@ func chainLog(a *app) *cobra.Command {
   enginery chain log demo --events | grep upgrade-failed`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeChain,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := openChain(args[0])
-			if err != nil {
-				return err
-			}
-			defer s.Close()
+		RunE: ofChain(func(cmd *cobra.Command, s *swingstore.Store, args []string) error {
 			ctx, r, out := cmd.Context(), &s.Reader, cmd.OutOrStdout()
 			last, _, err := chain.Head(ctx, r)
 			if err != nil {
@@ -475,7 +465,7 @@ func chainLog(a *app) *cobra.Command {
 				}
 			}
 			return nil
-		},
+		}),
 	}
 	f := cmd.Flags()
 	f.Int64Var(&from, "from", 1, "first `height`")
@@ -495,12 +485,7 @@ reach the address can look, and nobody can change anything. It ends with Ctrl-C.
 		Example:           "  enginery chain serve demo localhost:8080",
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: completeChain,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := openChain(args[0])
-			if err != nil {
-				return err
-			}
-			defer s.Close()
+		RunE: ofChain(func(cmd *cobra.Command, s *swingstore.Store, args []string) error {
 			l, err := net.Listen("tcp", args[1])
 			if err != nil {
 				return fmt.Errorf("serving %s: %w", args[0], err)
@@ -521,18 +506,23 @@ reach the address can look, and nobody can change anything. It ends with Ctrl-C.
 				return err
 			}
 			return nil
-		},
+		}),
 	}
 	return cmd
 }
 
-// openChain opens the store of a chain for reading.
-func openChain(dir string) (*swingstore.Store, error) {
-	s, err := swingstore.Open(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, usage(fmt.Errorf("%s is no chain: %w; enginery chain run makes one", dir, err))
+// ofChain makes a command's function out of one that reads a chain, whose folder is the first argument.
+func ofChain(run func(cmd *cobra.Command, s *swingstore.Store, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		s, err := swingstore.Open(args[0])
+		if errors.Is(err, os.ErrNotExist) {
+			return usage(fmt.Errorf("%s is no chain: %w; enginery chain run makes one", args[0], err))
+		} else if err != nil {
+			return err
+		}
+		defer s.Close()
+		return run(cmd, s, args)
 	}
-	return s, err
 }
 
 func completeChain(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {

@@ -30,18 +30,13 @@ DIR is the folder of enginery chain run, which may be running.`,
 		Example:           "  enginery upgrade status demo\n  enginery upgrade status demo --json --vats 100000",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeChain,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := openChain(args[0])
-			if err != nil {
-				return err
-			}
-			defer s.Close()
+		RunE: ofChain(func(cmd *cobra.Command, s *swingstore.Store, args []string) error {
 			v, err := chain.Look(cmd.Context(), &s.Reader, most)
 			if err != nil {
 				return err
 			}
 			return a.print(cmd, v, func(out io.Writer) error { return printView(out, v) })
-		},
+		}),
 	}
 	cmd.Flags().IntVar(&most.Vats, "vats", 50, "vats to show")
 	cmd.Flags().IntVar(&most.Blocks, "blocks", 10, "blocks to show")
@@ -60,14 +55,9 @@ to look at; and with Ctrl-C.`,
 		Example:           "  enginery upgrade watch demo\n  enginery upgrade watch demo --json | jq .type",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeChain,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			s, err := openChain(args[0])
-			if err != nil {
-				return err
-			}
-			defer s.Close()
+		RunE: ofChain(func(cmd *cobra.Command, s *swingstore.Store, args []string) error {
 			return a.watch(cmd, s, interval)
-		},
+		}),
 	}
 	cmd.Flags().DurationVar(&interval, "interval", time.Second, "how often the chain is looked at")
 	return cmd
