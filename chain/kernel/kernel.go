@@ -116,19 +116,24 @@ func (k *Kernel) Install(ctx context.Context, tx *swingstore.Tx, i vat.Incarnati
 		if r, err = k.vat(id).Create(ctx, tx, i); err != nil {
 			return err
 		}
-		if !r.Kept {
-			return errUndo
-		}
-		if r.Exit != nil {
-			s.terminate(id, *exitReason(r.Exit))
-		}
-		s.collect()
-		return nil
+		return s.started(id, r)
 	})
 	if errors.Is(err, errUndo) {
 		return "", r, nil
 	}
 	return id, r, err
+}
+
+// started does what follows on the start of an incarnation: all is undone if it failed, and a vat that has exited is terminated.
+func (s *state) started(id string, r *vat.Result) error {
+	if !r.Kept {
+		return errUndo
+	}
+	if r.Exit != nil {
+		s.terminate(id, *exitReason(r.Exit))
+	}
+	s.collect()
+	return nil
 }
 
 func vatNameKey(name string) string { return "vat.name." + name }
@@ -373,14 +378,7 @@ func (k *Kernel) Upgrade(ctx context.Context, tx *swingstore.Tx, id string, i va
 		if r, err = upgrade(ctx, tx, i, between); err != nil {
 			return err
 		}
-		if !r.Kept {
-			return errUndo
-		}
-		if r.Exit != nil {
-			s.terminate(id, *exitReason(r.Exit))
-		}
-		s.collect()
-		return nil
+		return s.started(id, r)
 	})
 	if errors.Is(err, errUndo) {
 		return r, nil
