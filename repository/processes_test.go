@@ -89,13 +89,12 @@ func TestKilledProcessesLeaveALayoutWhole(t *testing.T) {
 	for i := range 10 {
 		w := startWriter(t, dir, fmt.Sprint("w", i), 1_000_000)
 		time.Sleep(time.Duration(100+37*i) * time.Millisecond)
+		for i == 0 && whole(t, dir) < 2 { // one has written something
+			time.Sleep(10 * time.Millisecond)
+		}
 		w.Process.Kill()
 		w.Wait()
 		whole(t, dir)
-	}
-	n := whole(t, dir)
-	if n < 2 {
-		t.Errorf("the writers were killed before they wrote: %d tags", n)
 	}
 	// What they left unfinished goes with the next writer.
 	to := open(t, "oci:"+dir)

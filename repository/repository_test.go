@@ -683,15 +683,11 @@ func TestDownload(t *testing.T) {
 
 func TestCancel(t *testing.T) {
 	address := registrytest.Flaky(t, registrytest.StartOCI(t), registrytest.Always(registrytest.Any, registrytest.Fault{Kind: registrytest.Stall}))
-	r := open(t, address+"/a")
+	r := open(t, address+"/a", repository.Patience(time.Hour)) // it waits for nothing else
 	cause := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	time.AfterFunc(100*time.Millisecond, func() { cancel(cause) })
-	start := time.Now()
 	if _, err := r.Resolve(ctx, "v1"); !errors.Is(err, cause) {
 		t.Errorf("cancelled: %v", err)
-	}
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("cancelled after %v", took)
 	}
 }

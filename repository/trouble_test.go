@@ -124,16 +124,15 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// TestTroubleThatStays is unavailability, in bounded time.
+// TestTroubleThatStays is unavailability, in the end.
 func TestTroubleThatStays(t *testing.T) {
 	upstream := registrytest.StartOCI(t)
 	direct := open(t, upstream+"/a")
 	root := fill(t, direct, "v1", 50_000)
 	layer := pushBlob(t, direct, random(50_000))
-	const patience = time.Second
 	check := func(t *testing.T, address string) {
 		t.Helper()
-		r := open(t, address+"/a", repository.Patience(patience))
+		r := open(t, address+"/a", repository.Patience(time.Second))
 		fresh := random(50_000)
 		var wg sync.WaitGroup
 		for what, f := range map[string]func() error{
@@ -153,14 +152,9 @@ func TestTroubleThatStays(t *testing.T) {
 			},
 		} {
 			wg.Go(func() {
-				start := time.Now()
-				err := f()
 				var unavailable *repository.UnavailableError
-				if !errors.As(err, &unavailable) || unavailable.Repository != r.Name() {
+				if err := f(); !errors.As(err, &unavailable) || unavailable.Repository != r.Name() {
 					t.Errorf("%s: %v", what, err)
-				}
-				if took := time.Since(start); took > 3*patience {
-					t.Errorf("%s took %v", what, took)
 				}
 			})
 		}
@@ -196,7 +190,7 @@ func TestTroubleThatStays(t *testing.T) {
 	t.Run("goes away", func(t *testing.T) {
 		t.Parallel()
 		plan := registrytest.Always(registrytest.Blobs, registrytest.Fault{Kind: registrytest.Reset, After: 40_000})
-		r := open(t, registrytest.Flaky(t, upstream, plan)+"/a", repository.Patience(patience))
+		r := open(t, registrytest.Flaky(t, upstream, plan)+"/a", repository.Patience(time.Second))
 		f, err := os.Create(filepath.Join(t.TempDir(), "download"))
 		if err != nil {
 			t.Fatal(err)
@@ -323,7 +317,6 @@ func TestNoEnd(t *testing.T) {
 	defer server.Close()
 	r := open(t, strings.TrimPrefix(server.URL, "http://")+"/a", repository.Patience(time.Second))
 	var unavailable *repository.UnavailableError
-	start := time.Now()
 	if _, err := r.Tags(t.Context()); !errors.As(err, &unavailable) {
 		t.Errorf("endless tags: %v", err)
 	}
@@ -338,9 +331,6 @@ func TestNoEnd(t *testing.T) {
 		t.Errorf("a blob that trickles: %d bytes, %v", n, err)
 	}
 	server.CloseClientConnections()
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("took %v", took)
-	}
 }
 
 func dockerConfig(t *testing.T, address, user, password string) {
@@ -363,15 +353,12 @@ func TestPassword(t *testing.T) {
 	address := registrytest.StartDistributionWith(t, fmt.Sprintf("auth: {htpasswd: {realm: r, path: %q}}\n", file))
 	dockerConfig(t, address, "user", "wrong")
 	var unavailable *repository.UnavailableError
-	start := time.Now()
-	if _, err := open(t, address+"/a").Resolve(t.Context(), "v1"); !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "UNAUTHORIZED") {
+	r := open(t, address+"/a", repository.Patience(time.Hour)) // that is not asked for again
+	if _, err := r.Resolve(t.Context(), "v1"); !errors.As(err, &unavailable) || !strings.Contains(err.Error(), "UNAUTHORIZED") {
 		t.Errorf("with a wrong password: %v", err)
 	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("a wrong password took %v", took)
-	}
 	dockerConfig(t, address, "user", "secret")
-	r := open(t, address+"/a")
+	r = open(t, address+"/a")
 	testReading(t, r, fill(t, r, "v1", 10_000))
 }
 
