@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"database/sql"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -119,9 +120,16 @@ func TestLogIsKept(t *testing.T) {
 // starting.
 func TestReadersBesideNode(t *testing.T) {
 	const key = "ENGINERY_TEST_READ"
-	if path := os.Getenv(key); path != "" { // a reader
+	if path := os.Getenv(key); path != "" { // a reader, as long as there is who has started it
+		go func() {
+			io.Copy(io.Discard, os.Stdin)
+			os.Exit(1)
+		}()
 		for i := 0; ; i++ {
-			s := open(t, path)
+			s, err := swingstore.Open(path)
+			if err != nil {
+				t.Fatal(err)
+			}
 			value, err := s.Get(t.Context(), "count")
 			if s.Close(); err != nil || value == "end" {
 				fmt.Println("times that it was read:", i, err)
@@ -152,6 +160,11 @@ func TestReadersBesideNode(t *testing.T) {
 	reader.Env = append(os.Environ(), key+"="+path)
 	var out bytes.Buffer
 	reader.Stdout, reader.Stderr = &out, &out
+	alive, err := reader.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.Close()
 	if err := reader.Start(); err != nil {
 		t.Fatal(err)
 	}
