@@ -196,3 +196,33 @@ func TestReadersBesideNode(t *testing.T) {
 	}
 	t.Logf("%s", &out)
 }
+
+// A store that was written is whole when it is closed: nothing of it is in a log, and the file can be moved.
+func TestClosedIsWhole(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, swingstore.FileName)
+	w, err := swingstore.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Update(func(tx *swingstore.Tx) error { return tx.Set("written", "yes") }); err != nil {
+		t.Fatal(err)
+	}
+	if value, err := w.Get(t.Context(), "written"); err != nil || value != "yes" {
+		t.Errorf("%q, %v", value, err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v", entries, err)
+	}
+	moved := filepath.Join(t.TempDir(), "moved.sqlite")
+	if err := os.Rename(path, moved); err != nil {
+		t.Fatal(err)
+	}
+	if value, err := open(t, moved).Get(t.Context(), "written"); err != nil || value != "yes" {
+		t.Errorf("after it was moved: %q, %v", value, err)
+	}
+}

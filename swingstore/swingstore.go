@@ -48,12 +48,6 @@ func (e *DamagedError) Error() string {
 	return fmt.Sprintf("%s: %s is damaged: expected %s, found %s; take the store from a backup or another node", e.Store, e.What, e.Want, e.Found)
 }
 
-// querier is what a pool of connections and one connection have in common.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}
-
 // Reader is what can be read of a store.
 type Reader struct {
 	path    string
@@ -74,9 +68,9 @@ type Store struct {
 	Reader
 	db *sql.DB
 
-	writing sync.Mutex // held by a transaction
-	writer  *sql.Conn  // nil if read-only
-	stmts   map[string]*sql.Stmt
+	writing sync.Mutex  // held by a transaction
+	writer  *sql.Conn   // nil if read-only
+	own     *statements // the writer's
 
 	alone bool // nobody else had it open when this began to read
 }
@@ -170,7 +164,7 @@ func open(path string, query url.Values) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Reader: Reader{path: path, q: db}, db: db}
+	s := &Store{Reader: Reader{path: path, q: &statements{on: db}}, db: db}
 	if err := s.checkSchema(context.Background()); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -184,11 +178,12 @@ func create(path string, query url.Values) (*Store, error) {
 		return nil, err
 	}
 	ctx := context.Background()
-	s := &Store{Reader: Reader{path: path, q: db}, db: db, stmts: make(map[string]*sql.Stmt)}
+	s := &Store{Reader: Reader{path: path, q: &statements{on: db}}, db: db}
 	err = func() error {
 		if s.writer, err = db.Conn(ctx); err != nil {
 			return err
 		}
+		s.own = &statements{on: s.writer}
 		var tables int
 		if err := s.writer.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master").Scan(&tables); err != nil {
 			return err
@@ -217,9 +212,7 @@ func (s *Store) Close() error {
 	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	for _, stmt := range s.stmts {
-		stmt.Close()
-	}
+	s.own.close()
 	s.writer.Close()
 	s.writer = nil
 	return s.db.Close()

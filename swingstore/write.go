@@ -44,7 +44,7 @@ func (s *Store) Begin() (*Tx, error) {
 		return nil, s.wrap(err, "beginning a transaction")
 	}
 	r := s.Reader
-	r.q, r.whole = prepared{s}, true
+	r.q, r.whole = s.own, true
 	return &Tx{Reader: r, s: s}, nil
 }
 
@@ -141,50 +141,19 @@ func rolledBack(err error) bool {
 	return false
 }
 
-// exec runs a statement, which is compiled once for all transactions.
+// exec runs a statement with the connection of transactions.
 func (s *Store) exec(query string, args ...any) error {
 	ctx := context.Background()
 	if len(args) == 0 {
 		_, err := s.writer.ExecContext(ctx, query)
 		return err
 	}
-	stmt, err := s.prepare(query)
+	stmt, err := s.own.prepare(ctx, query)
 	if err != nil {
 		return err
 	}
 	_, err = stmt.ExecContext(ctx, args...)
 	return err
-}
-
-func (s *Store) prepare(query string) (*sql.Stmt, error) {
-	stmt := s.stmts[query]
-	if stmt == nil {
-		var err error
-		if stmt, err = s.writer.PrepareContext(context.Background(), query); err != nil {
-			return nil, err
-		}
-		s.stmts[query] = stmt
-	}
-	return stmt, nil
-}
-
-// prepared reads with the connection of transactions. Each query is compiled once, which takes longer than a short one does.
-type prepared struct{ s *Store }
-
-func (p prepared) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
-	stmt, err := p.s.prepare(query)
-	if err != nil {
-		return nil, err
-	}
-	return stmt.QueryContext(ctx, args...)
-}
-
-func (p prepared) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
-	stmt, err := p.s.prepare(query)
-	if err != nil {
-		return p.s.writer.QueryRowContext(ctx, query, args...) // which fails likewise
-	}
-	return stmt.QueryRowContext(ctx, args...)
 }
 
 // Set sets a key of the kernel.
