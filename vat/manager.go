@@ -166,7 +166,9 @@ func (m *Manager) Deliver(ctx context.Context, delivery []byte, syscall Syscalle
 	m.mu.Unlock()
 	stop := context.AfterFunc(ctx, m.Kill)
 	reply, err := w.Command(append(append([]byte(`["deliver",`), delivery...), ']'))
-	stop()
+	if !stop() && err == nil {
+		err = xsnap.ErrKilled // or is about to be
+	}
 	m.mu.Lock()
 	m.syscall = nil
 	m.mu.Unlock()
