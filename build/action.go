@@ -8,16 +8,14 @@ package build
 import (
 	"fmt"
 	"path"
-	"sort"
 	"strconv"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
-	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/action"
 	pins "github.com/enginery/enginery/moddable-pins"
 	"github.com/enginery/enginery/recipes"
 	"github.com/enginery/enginery/toolchain"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -32,16 +30,12 @@ const timeout = 30 * time.Minute
 
 // Action is one compilation: a goal of a recipe for a platform.
 type Action struct {
-	Digest    cas.Digest // of the Action message
-	Name      string     // for people, e.g. "agoric-upgrade-16 linux/amd64 release"
-	Platform  string     // e.g. "linux/amd64"
-	Goal      string     // "release" or "debug"
-	Command   *repb.Command
-	Inputs    cas.Digest // the input root
+	*action.Action
+	Name      string // for people, e.g. "agoric-upgrade-16 linux/amd64 release"
+	Platform  string // e.g. "linux/amd64"
+	Goal      string // "release" or "debug"
 	Timeout   time.Duration
 	Toolchain *toolchain.Toolchain
-
-	blobs map[cas.Digest][]byte // the encoded messages
 }
 
 // Plan returns the actions of a recipe, platform by platform and goal by goal. It does no I/O.
@@ -85,59 +79,29 @@ func newAction(r *recipes.Recipe, target recipes.Target, goal string) (*Action, 
 		WorkingDirectory: dir,
 		OutputPaths:      []string{output},
 	}
-	a := &Action{
+	root := &repb.Directory{Directories: []*repb.DirectoryNode{
+		{Name: "moddable", Digest: r.Pin.Moddable.Tree.Proto()},
+		{Name: "xsnap-native", Digest: r.Pin.XsnapNative.Tree.Proto()},
+	}}
+	a, err := action.New(&repb.Action{
+		Timeout: durationpb.New(timeout),
+		Platform: &repb.Platform{Properties: []*repb.Platform_Property{
+			{Name: "ISA", Value: "x86-64"},
+			{Name: "OSFamily", Value: "linux"},
+			{Name: "container-image", Value: target.Toolchain.Image.String()},
+		}},
+	}, command, root)
+	if err != nil {
+		return nil, err
+	}
+	return &Action{
+		Action:    a,
 		Name:      fmt.Sprintf("%s %s %s", r.ID, target.Platform, goal),
 		Platform:  target.Platform,
 		Goal:      goal,
-		Command:   command,
 		Timeout:   timeout,
 		Toolchain: target.Toolchain,
-		blobs:     make(map[cas.Digest][]byte),
-	}
-	root, rootDigest, err := cas.EncodeDirectory(&repb.Directory{Directories: []*repb.DirectoryNode{
-		{Name: "moddable", Digest: r.Pin.Moddable.Tree.Proto()},
-		{Name: "xsnap-native", Digest: r.Pin.XsnapNative.Tree.Proto()},
-	}})
-	if err != nil {
-		return nil, err
-	}
-	a.Inputs = rootDigest
-	a.blobs[rootDigest] = root
-	commandDigest, err := a.encode(command)
-	if err != nil {
-		return nil, err
-	}
-	a.Digest, err = a.encode(&repb.Action{
-		CommandDigest:   commandDigest.Proto(),
-		InputRootDigest: rootDigest.Proto(),
-		Timeout:         durationpb.New(a.Timeout),
-		Platform: platform(
-			"ISA", "x86-64",
-			"OSFamily", "linux",
-			"container-image", target.Toolchain.Image.String(),
-		),
-	})
-	return a, err
-}
-
-// platform returns the properties of the place an action runs at, sorted by name.
-func platform(pairs ...string) *repb.Platform {
-	p := new(repb.Platform)
-	for i := 0; i < len(pairs); i += 2 {
-		p.Properties = append(p.Properties, &repb.Platform_Property{Name: pairs[i], Value: pairs[i+1]})
-	}
-	sort.Slice(p.Properties, func(i, j int) bool { return p.Properties[i].Name < p.Properties[j].Name })
-	return p
-}
-
-func (a *Action) encode(m proto.Message) (cas.Digest, error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
-	if err != nil {
-		return cas.Digest{}, err
-	}
-	d := cas.OfBytes(b)
-	a.blobs[d] = b
-	return d, nil
+	}, nil
 }
 
 // relative returns target relative to dir, both slash-separated and relative to the input root.
@@ -163,7 +127,3 @@ func cutDir(name, dir string) (string, bool) {
 	}
 	return "", false
 }
-
-// Messages returns the encoded messages that the action consists of, by digest: the Action, its Command and the input root. An
-// executor finds them in the store.
-func (a *Action) Messages() map[cas.Digest][]byte { return a.blobs }

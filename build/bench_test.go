@@ -28,7 +28,7 @@ func BenchmarkColdCompile(b *testing.B) {
 		b.Fatal(err)
 	}
 	a := actions[0]
-	for d, blob := range a.Messages() {
+	for d, blob := range a.Blobs() {
 		if got, err := s.PutBytes(b.Context(), blob); err != nil || got != d {
 			b.Fatal(got, err)
 		}

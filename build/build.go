@@ -193,9 +193,9 @@ func lookup(store *cas.Store, a *Action) (cas.Digest, bool, error) {
 	if err != nil || !ok {
 		return cas.Digest{}, false, err
 	}
-	binary, err := output(a, result)
+	binary, err := a.Output(result)
 	if err != nil {
-		return cas.Digest{}, false, err
+		return cas.Digest{}, false, fmt.Errorf("%s: %w", a.Name, err)
 	}
 	if !store.Has(binary) {
 		return cas.Digest{}, false, nil
@@ -204,9 +204,9 @@ func lookup(store *cas.Store, a *Action) (cas.Digest, bool, error) {
 }
 
 func run(ctx context.Context, store *cas.Store, ex Executor, a *Action) (cas.Digest, error) {
-	for d, b := range a.Messages() {
+	for d, b := range a.Blobs() {
 		if _, err := store.PutBytes(ctx, b); err != nil {
-			return cas.Digest{}, fmt.Errorf("%s: storing message %s: %w", a.Name, d, err)
+			return cas.Digest{}, fmt.Errorf("%s: storing blob %s: %w", a.Name, d, err)
 		}
 	}
 	unlock, err := store.Lock(ctx, a.Digest, func() { progress.Logf(ctx, "waiting for another process that compiles %s", a.Name) })
@@ -221,9 +221,9 @@ func run(ctx context.Context, store *cas.Store, ex Executor, a *Action) (cas.Dig
 	if err != nil {
 		return cas.Digest{}, err
 	}
-	binary, err := output(a, result)
+	binary, err := a.Output(result)
 	if err != nil {
-		return cas.Digest{}, unfitError{err}
+		return cas.Digest{}, unfitError{fmt.Errorf("%s: %w", a.Name, err)}
 	}
 	if err := checkStatic(store.Path(binary), a.Platform); err != nil {
 		return cas.Digest{}, unfitError{fmt.Errorf("%s: %w", a.Name, err)}
@@ -232,15 +232,6 @@ func run(ctx context.Context, store *cas.Store, ex Executor, a *Action) (cas.Dig
 		return cas.Digest{}, err
 	}
 	return binary, nil
-}
-
-func output(a *Action, result *repb.ActionResult) (cas.Digest, error) {
-	for _, f := range result.OutputFiles {
-		if f.Path == a.Command.OutputPaths[0] {
-			return cas.FromProto(f.Digest), nil
-		}
-	}
-	return cas.Digest{}, fmt.Errorf("%s: the result of action %s has no file %s", a.Name, a.Digest, a.Command.OutputPaths[0])
 }
 
 var machines = map[string]elf.Machine{"linux/amd64": elf.EM_X86_64, "linux/arm64": elf.EM_AARCH64}

@@ -232,7 +232,7 @@ func TestActionsHaveTheirOwnTimeout(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := actions[0]
-	for _, b := range a.Messages() {
+	for _, b := range a.Blobs() {
 		if _, err := s.PutBytes(t.Context(), b); err != nil {
 			t.Fatal(err)
 		}

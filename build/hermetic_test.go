@@ -51,7 +51,7 @@ func TestActionThatLooks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for d, b := range actions[0].Messages() {
+	for d, b := range actions[0].Blobs() {
 		if got, err := s.PutBytes(t.Context(), b); err != nil || got != d {
 			t.Fatal(got, err)
 		}

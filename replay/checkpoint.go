@@ -13,8 +13,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/vat"
+	"github.com/google/renameio/v2"
 )
 
 // checkpointPause is how much work may be lost when a run is killed.
@@ -35,7 +37,7 @@ type checkpoints struct {
 // checkpoint is what is kept besides the heap snapshot.
 type checkpoint struct {
 	Heap   string          `json:"heap"` // SHA-256
-	Sum    string          `json:"sum"`  // digest of Result
+	Sum    cas.Digest      `json:"sum"`  // of Result
 	Result json.RawMessage `json:"result"`
 }
 
@@ -65,7 +67,7 @@ func (c *checkpoints) begin() io.Writer {
 	if c == nil || time.Since(c.last) < c.pause {
 		return nil
 	}
-	if mkdirOf(c.path) != nil {
+	if os.MkdirAll(filepath.Dir(c.path), 0o755) != nil {
 		return nil
 	}
 	f, err := os.CreateTemp(filepath.Dir(c.path), filepath.Base(c.path)+".*.tmp")
@@ -98,9 +100,9 @@ func (c *checkpoints) keep(r *result) {
 	}
 	text, err := json.Marshal(r)
 	if err == nil {
-		text, err = json.Marshal(checkpoint{hash, digestOf(text), text})
+		text, err = json.Marshal(checkpoint{hash, cas.OfBytes(text), text})
 	}
-	if err != nil || writeFile(c.path+".checkpoint", text) != nil {
+	if err != nil || renameio.WriteFile(c.path+".checkpoint", text, 0o644) != nil {
 		return
 	}
 	if c.kept != "" && c.kept != heap {
@@ -130,7 +132,7 @@ func (c *checkpoints) read() (*result, string) {
 	}
 	var p checkpoint
 	r := new(result)
-	if json.Unmarshal(text, &p) != nil || len(p.Heap) != 2*sha256.Size || digestOf(p.Result) != p.Sum || json.Unmarshal(p.Result, r) != nil {
+	if json.Unmarshal(text, &p) != nil || len(p.Heap) != 2*sha256.Size || cas.OfBytes(p.Result) != p.Sum || json.Unmarshal(p.Result, r) != nil {
 		return nil, ""
 	}
 	c.kept = c.heapPath(p.Heap)

@@ -4,13 +4,18 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 	"time"
 
+	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
+	"github.com/enginery/enginery/internal/action"
+	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/replay/transcripts"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/vat"
@@ -58,6 +63,11 @@ func classify(ctx context.Context, source transcripts.Source, report *Report, fr
 	if err != nil {
 		return nil, err
 	}
+	known, err := openCache(o.Cache)
+	if err != nil {
+		return nil, err
+	}
+	defer known.close()
 	incarnations := make([]Way, len(vats))
 	g, gctx := errgroup.WithContext(ctx)
 	if g.SetLimit(o.Jobs); o.Jobs == 0 {
@@ -68,7 +78,7 @@ func classify(ctx context.Context, source transcripts.Source, report *Report, fr
 			continue
 		}
 		g.Go(func() (err error) {
-			incarnations[i], err = tryIncarnation(gctx, source, v, from, to, cache(o.Cache))
+			incarnations[i], err = tryIncarnation(gctx, source, v, from, to, known)
 			return err
 		})
 	}
@@ -235,24 +245,47 @@ func keptSnapshot(dir, vat string, position int64) string {
 	return filepath.Join(dir, fmt.Sprintf("snapshot.%s.%d.gz", vat, position-1))
 }
 
-// incarnationAction is the rehearsal of an upgrade as all its inputs.
-type incarnationAction struct {
-	Schema     string `json:"schema"`
-	From       string `json:"from"` // digest of the worker
-	To         string `json:"to"`
-	Bundles    string `json:"bundles"` // digest of the new version's lockdown and supervisor
-	Vat        string `json:"vat"`
-	BundleID   string `json:"bundleID"`
-	Parameters string `json:"parameters"`
-	Options    string `json:"options"`
-	Snapshot   string `json:"snapshot,omitempty"`
-	Span       string `json:"span"`     // the current one
-	Vatstore   string `json:"vatstore"` // SHA-256 of all keys and values
+// rehearsal is an upgrade of a vat that is rehearsed.
+type rehearsal struct {
+	ID         string          `json:"vat"`
+	Name       string          `json:"name,omitempty"`
+	BundleID   string          `json:"bundleID"`
+	Parameters json.RawMessage `json:"parameters"`
+	Options    json.RawMessage `json:"options"`
+	Span       transcriptSpan  `json:"span"`                   // the current one
+	Snapshot   string          `json:"heapSnapshot,omitempty"` // SHA-256 of the one in use
+}
+
+// Names of a rehearsal's files, besides those of the two versions.
+const (
+	vatName      = "vat.json" // a rehearsal
+	vatstoreName = "vatstore" // the keys and values of the vat's vatstore, as copyVatstore hashes them
+	wayName      = "way.json" // the output: a Way
+)
+
+// action returns the rehearsal as an action. What it does not have by content it names by hash, as the action of a piece does.
+func (r *rehearsal) action(from, to *vat.Engine, vatstore cas.Digest, relax bool) (*action.Action, error) {
+	c := newCommand("rehearse", wayName)
+	files := []*repb.FileNode{file(vatstoreName, vatstore)}
+	for _, side := range []struct {
+		name   string
+		engine *vat.Engine
+	}{{"from", from}, {"to", to}} {
+		f, err := filesOf(side.engine)
+		if err != nil {
+			return nil, err
+		}
+		c.flag(side.name, side.engine.Version)
+		c.worker(side.name+"-", side.engine.Worker)
+		files = append(append(files, f.program(side.name+"-")...), f.bundles(side.name+"-")...)
+	}
+	c.option("relax-durability-rules", relax)
+	return c.action(files, vatName, r)
 }
 
 // tryIncarnation rehearses an upgrade of a vat: on a copy of all that the vat has, it is brought back on the old version, and begins a new
 // incarnation of the same code on the new one.
-func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore.Vat, from, to *vat.Engine, c cache) (w Way, err error) {
+func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore.Vat, from, to *vat.Engine, c *cache) (w Way, err error) {
 	w = Way{Way: WayIncarnation}
 	spans, err := source.Spans(ctx, v.ID)
 	if err != nil {
@@ -302,21 +335,23 @@ func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore
 		return w, err
 	}
 	defer tx.Rollback()
-	a := &incarnationAction{Schema: "enginery.replay.incarnation/v1", Vat: v.ID, BundleID: v.BundleID, Parameters: string(v.Parameters), Options: string(v.RawOptions),
-		Span: fmt.Sprintf("%d-%d:%s", current.Start, current.End, current.Hash), Bundles: digestOf(append(append([]byte{}, to.Lockdown...), to.Supervisor...))}
-	if a.From, err = workerDigest(from); err != nil {
+	vatstore, err := copyVatstore(ctx, tx, source, v.ID)
+	if err != nil {
 		return w, err
 	}
-	if a.To, err = workerDigest(to); err != nil {
+	relax, err := relaxed(ctx, source)
+	if err != nil {
 		return w, err
 	}
+	about := rehearsal{ID: v.ID, Name: v.Name, BundleID: v.BundleID, Parameters: v.Parameters, Options: v.RawOptions, Span: describe(current)}
 	if inUse != nil {
-		a.Snapshot = inUse.Hash
+		about.Snapshot = inUse.Hash
 	}
-	if a.Vatstore, err = copyVatstore(ctx, tx, source, v.ID); err != nil {
+	a, err := about.action(from, to, vatstore, relax)
+	if err != nil {
 		return w, err
 	}
-	if found, err := c.read(actionDigest(a), &w); err != nil || found {
+	if found, err := c.read(a, &w); err != nil || found {
 		return w, err
 	}
 	host := &kernelless{}
@@ -326,6 +361,7 @@ func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore
 			return w, err
 		}
 		old = false // as when its engine is no longer there
+		c = nil     // what comes of it is not what comes of all that the action names
 	}
 	subject := vat.New(vat.Options{ID: v.ID, Host: host, Engines: func(version string) (*vat.Engine, error) {
 		if version == to.Version && host.upgrading {
@@ -383,18 +419,20 @@ func (*kernelless) Syscall(_ context.Context, _ *swingstore.Tx, _ string, syscal
 	return nil, nil
 }
 
-func copyVatstore(ctx context.Context, tx *swingstore.Tx, source transcripts.Source, id string) (digest string, err error) {
-	h := sha256.New()
+// copyVatstore copies what a vat keeps, and returns the digest of it: of the keys and values in their order, each after its length and a colon.
+func copyVatstore(ctx context.Context, tx *swingstore.Tx, source transcripts.Source, id string) (cas.Digest, error) {
+	h, size := sha256.New(), new(counter)
+	w := io.MultiWriter(h, size)
 	for p, err := range source.Keys(ctx, id+".vs.") {
 		if err != nil {
-			return "", err
+			return cas.Digest{}, err
 		}
 		if err := tx.Set(p.Key, p.Value); err != nil {
-			return "", err
+			return cas.Digest{}, err
 		}
-		fmt.Fprintf(h, "%d:%s%d:%s", len(p.Key), p.Key, len(p.Value), p.Value)
+		fmt.Fprintf(w, "%d:%s%d:%s", len(p.Key), p.Key, len(p.Value), p.Value)
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return cas.Digest{Hash: hex.EncodeToString(h.Sum(nil)), Size: int64(*size)}, nil
 }
 
 // copyVat copies what a vat is brought back from. The error is swingstore.ErrPruned if not all of it is there, and then a vat is

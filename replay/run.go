@@ -3,18 +3,16 @@ package replay
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/enginery/enginery/internal/action"
+	"github.com/enginery/enginery/internal/cas"
 	"github.com/enginery/enginery/replay/transcripts"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/vat"
@@ -48,6 +46,7 @@ func Run(ctx context.Context, source transcripts.Source, e *vat.Engine, o Option
 type runner struct {
 	source  transcripts.Source
 	engine  *vat.Engine
+	files   engineFiles
 	column  Column
 	index   int
 	relax   bool // relaxDurabilityRules
@@ -60,44 +59,33 @@ type runner struct {
 }
 
 func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o Options) (*runner, error) {
-	digest, err := workerDigest(e)
+	files, err := filesOf(e)
 	if err != nil {
 		return nil, err
 	}
 	r := &runner{
-		source: source, engine: e, pause: checkpointPause, timeout: cmp.Or(o.Timeout, DefaultTimeout), bundles: newBundles[[]byte](), scripts: newBundles[vat.Script](),
-		column: Column{Version: e.Version, Debug: e.Worker.Debug, Engine: digest, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker},
+		source: source, engine: e, files: files, pause: checkpointPause, timeout: cmp.Or(o.Timeout, DefaultTimeout),
+		bundles: newBundles[[]byte](), scripts: newBundles[vat.Script](),
+		column: Column{
+			Version: e.Version, Debug: e.Worker.Debug, Engine: "sha256:" + files.worker.Hash, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker,
+		},
 	}
 	if o.VersionBundles {
 		r.column.Bundles = BundlesVersion
 	}
-	relax, err := source.Get(ctx, "kernel.relaxDurabilityRules")
-	if err != nil && !errors.Is(err, swingstore.ErrNotFound) {
+	if r.relax, err = relaxed(ctx, source); err != nil {
 		return nil, err
 	}
-	r.relax = relax == "true"
 	return r, nil
 }
 
-// workerDigest returns the SHA-256 of the program that an engine is.
-func workerDigest(e *vat.Engine) (string, error) {
-	w := e.Worker
-	switch {
-	case w.Engine != nil && w.Debug:
-		return "sha256:" + w.Engine.DebugWorker.SHA256, nil
-	case w.Engine != nil:
-		return "sha256:" + w.Engine.Worker.SHA256, nil
+// relaxed reports whether the kernel relaxes the rules of durability for vats.
+func relaxed(ctx context.Context, source transcripts.Source) (bool, error) {
+	relax, err := source.Get(ctx, "kernel.relaxDurabilityRules")
+	if err != nil && !errors.Is(err, swingstore.ErrNotFound) {
+		return false, err
 	}
-	f, err := os.Open(w.Path)
-	if err != nil {
-		return "", fmt.Errorf("reading the worker of %s: %w", e.Version, err)
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", fmt.Errorf("reading the worker of %s: %w", e.Version, err)
-	}
-	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
+	return relax == "true", nil
 }
 
 // bundle returns a bundle of the source.
@@ -259,6 +247,11 @@ func choose(ctx context.Context, source transcripts.Source, names []string) ([]s
 
 // do does all work, the longest first.
 func do(ctx context.Context, o Options, observe func(Event), all []*work) error {
+	c, err := openCache(o.Cache)
+	if err != nil {
+		return err
+	}
+	defer c.close()
 	planned := Event{Kind: Planned}
 	for _, w := range all {
 		planned.Spans += len(w.piece.spans)
@@ -268,12 +261,15 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 		observe(planned)
 	}
 	// What two columns have in common is done once.
-	same := make(map[string]*work)
+	same := make(map[cas.Digest]*work)
 	var order []*work
 	for _, w := range all {
-		digest := w.piece.action().Digest()
-		if w.first = same[digest]; w.first == nil {
-			same[digest] = w
+		a, err := w.piece.action()
+		if err != nil {
+			return err
+		}
+		if w.first = same[a.Digest]; w.first == nil {
+			same[a.Digest] = w
 			order = append(order, w)
 		} else if w.first.piece.keep == "" {
 			w.first.piece.keep = w.piece.keep
@@ -294,7 +290,7 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 				return nil
 			}
 			var err error
-			w.result, err = w.piece.once(gctx, cache(o.Cache))
+			w.result, err = w.piece.once(gctx, c)
 			return err
 		})
 	}
@@ -314,17 +310,20 @@ func do(ctx context.Context, o Options, observe func(Event), all []*work) error 
 }
 
 // once returns a piece's result if it is known, and otherwise replays it.
-func (p *piece) once(ctx context.Context, c cache) (*result, error) {
-	if c == "" {
+func (p *piece) once(ctx context.Context, c *cache) (*result, error) {
+	if c == nil {
 		return p.play(ctx, nil)
 	}
-	a := p.action()
+	a, err := p.action()
+	if err != nil {
+		return nil, err
+	}
 	if known, err := p.known(ctx, c, a); known != nil || err != nil {
 		return known, err
 	}
 	var points *checkpoints
 	if p.run.column.Reload && len(p.spans) > 1 {
-		points = newCheckpoints(c.path(a.Digest()), p.run.pause)
+		points = newCheckpoints(c.checkpoint(a), p.run.pause)
 	}
 	r, err := p.play(ctx, points)
 	if err != nil {
@@ -340,9 +339,9 @@ func (p *piece) once(ctx context.Context, c cache) (*result, error) {
 }
 
 // known returns a piece's result if the cache has it, and nil otherwise.
-func (p *piece) known(ctx context.Context, c cache, a *Action) (*result, error) {
+func (p *piece) known(ctx context.Context, c *cache, a *action.Action) (*result, error) {
 	r := new(result)
-	if found, err := c.read(a.Digest(), r); err != nil || !found || len(r.Spans) != len(p.spans) {
+	if found, err := c.read(a, r); err != nil || !found || len(r.Spans) != len(p.spans) {
 		return nil, err
 	}
 	r, err := p.verified(ctx, r)

@@ -38,7 +38,7 @@ func TestReplayInterrupt(t *testing.T) {
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
 	known := func() int {
-		results, _ := filepath.Glob(filepath.Join(home, "state", "replay", "*", "*.json"))
+		results, _ := filepath.Glob(filepath.Join(home, "state", "replay", "actions", "*", "*"))
 		return len(results)
 	}
 	go func() {
@@ -53,7 +53,7 @@ func TestReplayInterrupt(t *testing.T) {
 	if n := known(); n == 0 || n >= 3 {
 		t.Errorf("%d results are known after Ctrl-C, of 3", n)
 	}
-	partial, _ := filepath.Glob(filepath.Join(home, "state", "replay", "*", ".*"))
+	partial, _ := filepath.Glob(filepath.Join(home, "state", "replay", "tmp", "*"))
 	if len(partial) > 0 {
 		t.Errorf("left behind: %v", partial)
 	}
