@@ -1,41 +1,20 @@
 package replay
 
-import "fmt"
+import "github.com/enginery/enginery/replay/classification"
 
-// Level says how much of what a version did is as it was recorded (agoric-sdk #6596). A greater one is better.
-type Level int
+// Level says how much of what a version did is as it was recorded.
+type Level = classification.Level
 
 // Levels, worst first.
 const (
-	Divergent     Level = iota // what the vat does is something else
-	SameOutcome                // as SameBehaviour, but vatstore reads and syscalls of garbage collection may come in another order
-	SameBehaviour              // syscalls and results; computrons and heap snapshots may differ
-	Identical                  // syscalls, results, computrons, and the heap snapshot at the end of the span
+	Divergent     = classification.Divergent
+	SameOutcome   = classification.SameOutcome
+	SameBehaviour = classification.SameBehaviour
+	Identical     = classification.Identical
 )
 
 // Levels are the names of all levels, worst first.
-var Levels = []string{"divergent", "same-outcome", "same-behaviour", "identical"}
-
-func (l Level) String() string {
-	if l < 0 || int(l) >= len(Levels) {
-		return fmt.Sprintf("level %d", int(l))
-	}
-	return Levels[l]
-}
-
-// MarshalText returns the level's name.
-func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
-// UnmarshalText reads a level's name.
-func (l *Level) UnmarshalText(text []byte) error {
-	for i, name := range Levels {
-		if name == string(text) {
-			*l = Level(i)
-			return nil
-		}
-	}
-	return fmt.Errorf("level %q: expected one of %v", text, Levels)
-}
+var Levels = classification.Levels
 
 // Dimension is in what respect something differs.
 type Dimension string

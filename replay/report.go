@@ -1,5 +1,7 @@
 package replay
 
+import "github.com/enginery/enginery/replay/classification"
+
 // Schema names the format of a report in JSON: docs/replay-report.schema.json.
 const Schema = "enginery.replay.report/v1"
 
@@ -176,53 +178,27 @@ type Series struct {
 // MaxPoints bounds a vat's series.
 const MaxPoints = 2000
 
-// Class is what is to become of a vat when a chain goes over from one version to another.
-type Class string
+// What Compare says of vats.
+type (
+	Classification = classification.Classification
+	Classified     = classification.Classified
+	Class          = classification.Class
+	Way            = classification.Way
+)
 
 // Classes of vats.
 const (
-	Resume  Class = "resume"  // it can go on on the new version, from its heap snapshot
-	Upgrade Class = "upgrade" // it must be upgraded, or migrated, since its heap snapshot is of no use there
-	Stay    Class = "stay"    // it diverges: it stays on the old version
+	Resume  = classification.Resume
+	Upgrade = classification.Upgrade
+	Stay    = classification.Stay
 )
 
 // Ways to bring a vat to another version.
 const (
-	WaySnapshot    = "snapshot"    // the new version loads its heap snapshot
-	WayMigration   = "migration"   // the incarnation's whole transcript is replayed on the new version, which writes a new heap snapshot (#7855)
-	WayIncarnation = "incarnation" // an upgrade: startVat on the new version
+	WaySnapshot    = classification.WaySnapshot
+	WayMigration   = classification.WayMigration
+	WayIncarnation = classification.WayIncarnation
 )
 
 // ClassificationSchema names the format of a classification in JSON.
-const ClassificationSchema = "enginery.replay.classification/v1"
-
-// Classification says of each vat what it takes to bring it from one version to another: what a rollout plan takes in.
-type Classification struct {
-	Schema string       `json:"schema"`
-	From   string       `json:"from"` // version
-	To     string       `json:"to"`   // version
-	Vats   []Classified `json:"vats"` // by number of vat; those that are terminated are left out
-}
-
-// Classified is a vat in a classification.
-type Classified struct {
-	Vat    string `json:"vat"`
-	Name   string `json:"name,omitempty"`
-	Class  Class  `json:"class"`
-	Reason string `json:"reason"`
-	Ways   []Way  `json:"ways"` // all that were tried, in the order of the constants
-}
-
-// Way is a way to bring a vat to another version, and whether it works.
-type Way struct {
-	Way    string `json:"way"`
-	Works  bool   `json:"works"`
-	Level  *Level `json:"level,omitempty"` // that replaying reached
-	Reason string `json:"reason"`
-
-	Computrons int64  `json:"computrons,omitempty"` // of startVat, or of all deliveries that were replayed
-	Snapshot   string `json:"snapshot,omitempty"`   // SHA-256 of the heap snapshot from which the new version goes on
-	Size       int64  `json:"size,omitempty"`       // bytes of that
-	File       string `json:"file,omitempty"`       // where it was written
-	Position   int64  `json:"position,omitempty"`   // of the transcript that it stands for: all items before this
-}
+const ClassificationSchema = classification.Schema

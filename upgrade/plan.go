@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/enginery/enginery/replay"
+	"github.com/enginery/enginery/replay/classification"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -39,9 +39,9 @@ type LeftOut struct {
 // NewPlan makes a plan out of a replay classification: vats after those that they depend on, then by priority, then those that are surest to
 // work, then by number. Left out are vats that stay on their version, or whose startVat did not work on the new one, and those that depend
 // on them.
-func NewPlan(c *replay.Classification, o PlanOptions) (*Plan, []LeftOut, error) {
-	if c.Schema != replay.ClassificationSchema {
-		return nil, nil, fmt.Errorf("the schema is %q, expected %q: is it what enginery replay compare wrote as its classification?", c.Schema, replay.ClassificationSchema)
+func NewPlan(c *classification.Classification, o PlanOptions) (*Plan, []LeftOut, error) {
+	if c.Schema != classification.Schema {
+		return nil, nil, fmt.Errorf("the schema is %q, expected %q: is it what enginery replay compare wrote as its classification?", c.Schema, classification.Schema)
 	}
 	if c.From == c.To {
 		return nil, nil, fmt.Errorf("the classification is from %s to itself; compare two versions", c.From)
@@ -52,7 +52,7 @@ func NewPlan(c *replay.Classification, o PlanOptions) (*Plan, []LeftOut, error) 
 	if o.OnFailure != "" && o.OnFailure != Suspend && o.OnFailure != RollBack {
 		return nil, nil, fmt.Errorf("a vat that fails is to %q, expected %q or %q", o.OnFailure, Suspend, RollBack)
 	}
-	known := make(map[string]replay.Classified, len(c.Vats))
+	known := make(map[string]classification.Classified, len(c.Vats))
 	for _, v := range c.Vats {
 		if _, ok := known[v.Vat]; ok {
 			return nil, nil, fmt.Errorf("%s is classified twice", v.Vat)
@@ -83,7 +83,7 @@ func NewPlan(c *replay.Classification, o PlanOptions) (*Plan, []LeftOut, error) 
 			left[v.Vat] = o.Leave[v.Vat]
 			continue
 		case o.Bundles[v.Vat] != "" || o.Untried:
-		case v.Class == replay.Stay:
+		case v.Class == classification.Stay:
 			left[v.Vat] = "it stays on " + c.From + ": " + v.Reason
 			continue
 		case way == nil:
@@ -169,21 +169,21 @@ func CheckClassification(file []byte, a Adoption) error {
 	if have := digest.FromBytes(file).String(); have != a.Classification {
 		return fmt.Errorf("the replay classification at hand is %s, and the adoption of %s is about %s", have, a.Version, a.Classification)
 	}
-	var c replay.Classification
+	var c classification.Classification
 	if err := json.Unmarshal(file, &c); err != nil {
 		return refuse("%s is no replay classification: %v", a.Classification, err)
 	}
-	if c.Schema != replay.ClassificationSchema || c.To != a.Version || c.From == a.Version {
+	if c.Schema != classification.Schema || c.To != a.Version || c.From == a.Version {
 		return refuse("%s is a %q from %q to %q, expected a %q from another version to %s",
-			a.Classification, c.Schema, c.From, c.To, replay.ClassificationSchema, a.Version)
+			a.Classification, c.Schema, c.From, c.To, classification.Schema, a.Version)
 	}
 	return nil
 }
 
 // incarnation returns what is known of a vat's upgrade, or nil.
-func incarnation(v replay.Classified) *replay.Way {
+func incarnation(v classification.Classified) *classification.Way {
 	for _, w := range v.Ways {
-		if w.Way == replay.WayIncarnation {
+		if w.Way == classification.WayIncarnation {
 			return &w
 		}
 	}
@@ -193,7 +193,7 @@ func incarnation(v replay.Classified) *replay.Way {
 // planned is a step on its way into a plan.
 type planned struct {
 	Step
-	class  replay.Class
+	class  classification.Class
 	works  bool
 	before int // vats that it still comes after
 }
@@ -213,7 +213,7 @@ func (h *planHeap) Pop() any {
 func (h planHeap) Less(i, j int) bool {
 	a, b := h[i], h[j]
 	sure := func(p *planned) int {
-		return slices.Index([]replay.Class{replay.Resume, replay.Upgrade, replay.Stay}, p.class)
+		return slices.Index([]classification.Class{classification.Resume, classification.Upgrade, classification.Stay}, p.class)
 	}
 	works := func(p *planned) int {
 		if p.works {
