@@ -3,6 +3,7 @@ package upgrade_test
 import (
 	"encoding/json"
 	"errors"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -144,6 +145,22 @@ func TestCheckClassification(t *testing.T) {
 		switch {
 		case test.want == "" && err != nil, test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)), errors.Is(err, upgrade.ErrRefused) != test.refused:
 			t.Errorf("%s: %v, want %q, refused: %v", test.name, err, test.want, test.refused)
+		}
+	}
+}
+
+// A chain embeds this package, and with it all that it links.
+func TestLinksLittle(t *testing.T) {
+	t.Parallel()
+	out, err := exec.Command("go", "list", "-deps", ".").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pkg := range strings.Fields(string(out)) {
+		for _, heavy := range []string{"google.golang.org/grpc", "github.com/google/go-containerregistry/", "github.com/opencontainers/runc/"} {
+			if strings.HasPrefix(pkg, heavy) {
+				t.Errorf("it links %s", pkg)
+			}
 		}
 	}
 }
