@@ -215,3 +215,63 @@ func TestSuspended(t *testing.T) {
 		t.Errorf("in the end: %+v", b.Tally)
 	}
 }
+
+// Whatever a bundle does to its worker, it is the vat's fault: no vat is installed, an upgrade fails, and the chain goes on.
+func TestHostileBundles(t *testing.T) {
+	t.Parallel()
+	s := newStage(t, nil)
+	nested := func(root string) string {
+		bundle, err := json.Marshal(map[string]string{"moduleFormat": "nestedEvaluate", "source": "() => ({ buildRootObject: () => " + root + " })"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(bundle)
+	}
+	bundles := []struct{ bundle, problem string }{
+		{`{"moduleFormat":"nestedEvaluate","source":7}`, "importBundle: no function"},
+		{`{"moduleFormat":"nestedEvaluate","deep":` + strings.Repeat("[", 9000) + strings.Repeat("]", 9000) + `}`, "Stack meter exceeded"},
+		{nested(`{ throw { toString() { throw undefined; } }; }`), "exception from handleItem"},
+		{nested(`{ throw { toString() { throw 1; } }; }`), `says "[\"err\",null,null]"`},
+		{nested(`{ console.log('x'.repeat(12_000_000)); }`), "at most 12000000 are allowed"},
+		{nested(`new Promise(() => {})`), "buildRootObject unresolved"},
+		{nested(`{ for (const all = [];;) all.push(new ArrayBuffer(1_000_000)); }`), "Allocate meter exceeded"},
+	}
+	for i, b := range bundles {
+		s.input("gov", "install", map[string]any{"vat": fmt.Sprint("hostile", i), "bundle": json.RawMessage(b.bundle)})
+	}
+	var inputs []*chain.Input
+	for line := range bytes.Lines(bytes.Clone(s.Bytes())) {
+		in, err := chain.ParseInput(bytes.TrimSpace(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		inputs = append(inputs, in)
+	}
+	s.Reset()
+	block, err := s.n.Make(s.ctx, inputs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range block.Inputs {
+		if o.Status != chain.Refused || !strings.Contains(o.Reason, bundles[i].problem) {
+			t.Errorf("bundle %d: %+v, expected %q", i, o, bundles[i].problem)
+		}
+	}
+	for _, b := range bundles[1:5] {
+		s.input("gov", "upgrade", map[string]any{"vat": "bob", "bundle": json.RawMessage(b.bundle)})
+		var problems []string
+		for _, e := range s.play() {
+			if e.Type == upgrade.UpgradeFailed {
+				problems = append(problems, e.Problem)
+			}
+		}
+		if len(problems) != 1 || !strings.Contains(problems[0], b.problem) {
+			t.Errorf("an upgrade to %.60s has failed with %q, expected %q", b.bundle, problems, b.problem)
+		}
+	}
+	s.input("gov", "upgrade", map[string]any{"vat": "bob", "bundle": s.ids["peer-2"]})
+	s.play()
+	report := s.deliver("user", "bob", "report")
+	s.play()
+	s.want("user", report, `{"incarnation":2,"name":"bob","version":2}`)
+}

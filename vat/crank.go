@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/enginery/enginery/swingstore"
+	"github.com/enginery/enginery/xsnap"
 )
 
 // Result is what came of a crank.
@@ -136,6 +137,9 @@ func (v *Vat) deliver(ctx context.Context, tx *swingstore.Tx, delivery []byte, r
 		return answer, nil
 	})
 	if err != nil {
+		if r.Problem = fault(err); r.Problem != "" {
+			return errUndo
+		}
 		return err
 	}
 	r.Exit = exit
@@ -161,6 +165,26 @@ func (v *Vat) deliver(ctx context.Context, tx *swingstore.Tx, delivery []byte, r
 
 // illegalAnswer is what SwingSet tells a vat of it (agoric-sdk, packages/SwingSet/src/kernel/kernel.js).
 const illegalAnswer = `["error","syscall translation error: prepare to die"]`
+
+// fault returns what is the vat's fault, since it comes of the vat's bundle or code on every host alike: a worker that says what no supervisor says, or
+// too much at once, or that is not equal to its bundle. At some of these SwingSet panics; here any vat could have a chain stop so. Of what is no fault it
+// returns "".
+func fault(err error) string {
+	var (
+		size       *xsnap.SizeError
+		supervisor *SupervisorError
+	)
+	if problem, ok := exceeded(err); ok {
+		return problem
+	}
+	if errors.As(err, &size) && !size.ToWorker {
+		return size.Error()
+	}
+	if errors.As(err, &supervisor) {
+		return supervisor.Error()
+	}
+	return ""
+}
 
 // answer answers a syscall.
 func (v *Vat) answer(ctx context.Context, tx *swingstore.Tx, syscall []byte, exit **Exit) ([]byte, error) {

@@ -118,6 +118,9 @@ func (v *Vat) begin(ctx context.Context, tx *swingstore.Tx, i Incarnation, vat s
 		return err
 	}
 	if err := v.start(ctx, &tx.Reader, e, vat, nil); err != nil {
+		if r.Problem = fault(err); r.Problem != "" {
+			return errUndo
+		}
 		return err
 	}
 	if err := v.deliver(ctx, tx, append(append([]byte(`["startVat",`), vat.Parameters...), ']'), r); err != nil {

@@ -160,6 +160,10 @@ func (m *Manager) load() error {
 // Deliver makes a delivery, ["message","o+0",…] in JSON, and has its syscalls answered. An error says that the worker has ended, by no
 // fault of the vat: what became of the vat is not known.
 func (m *Manager) Deliver(ctx context.Context, delivery []byte, syscall Syscaller) (Outcome, error) {
+	if cause := context.Cause(ctx); cause != nil { // or a short delivery could be over before Kill
+		m.Kill()
+		return Outcome{}, fmt.Errorf("delivering to %s: %w", m.o.ID, cause)
+	}
 	w := m.worker()
 	m.mu.Lock()
 	m.syscall = syscall

@@ -49,13 +49,16 @@ func upgradeWatchCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch DIR",
 		Short: "Follow a rollout, block by block, until it is over",
-		Long: `Watch follows a chain. On a terminal it shows what enginery upgrade status shows, and keeps it up to date; otherwise, or with --json, it prints the events of
-each block, one a line. It ends with the rollout: with exit code 0 when it is done, and with 1 when it is held, aborted or paused, which somebody has
-to look at; and with Ctrl-C.`,
+		Long: `Watch follows a chain. On a terminal it shows what enginery upgrade status shows, and keeps it up to date, for as long as it takes the whole terminal;
+otherwise, or with --json, it prints the events of each block, one a line. It ends with the rollout, and then the last state stays to be read: with
+exit code 0 when it is done, and with 1 when it is held, aborted or paused, which somebody has to look at; and with Ctrl-C.`,
 		Example:           "  enginery upgrade watch demo\n  enginery upgrade watch demo --json | jq .type",
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeChain,
 		RunE: ofChain(func(cmd *cobra.Command, s *swingstore.Store, args []string) error {
+			if interval <= 0 {
+				return usage(fmt.Errorf("--interval %v: expected more than 0", interval))
+			}
 			return a.watch(cmd, s, interval)
 		}),
 	}
