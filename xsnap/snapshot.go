@@ -100,8 +100,10 @@ func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 		err error
 	}
 	start := make(chan started, 1)
+	life, end := context.WithCancel(ctx)
+	stop := context.AfterFunc(w.handling, end) // a worker that does not load its heap does not outlast this one
 	go func() {
-		next, err := Start(ctx, o)
+		next, err := Start(life, o)
 		close(f.pipe)
 		start <- started{next, err}
 	}()
@@ -111,12 +113,21 @@ func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 		_, err = w.Snapshot(f)
 	}()
 	next := <-start
+	if !stop() && err == nil {
+		<-w.exited
+		if err = w.reason(); err == nil {
+			err = w.exit
+		}
+		err = w.o.explain("starting another from its heap snapshot", err)
+	}
 	if err = errors.Join(err, next.err); err != nil {
+		end()
 		if next.w != nil {
 			next.w.Kill()
 		}
 		return nil, err
 	}
+	context.AfterFunc(next.w.handling, end)
 	return next.w, nil
 }
 

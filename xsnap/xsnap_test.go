@@ -773,6 +773,40 @@ func TestFork(t *testing.T) {
 	}
 }
 
+// A fork that does not load its heap ends when the worker that it was made of is killed.
+func TestForkHangs(t *testing.T) {
+	o := native.options(t)
+	if len(o.Emulator) > 0 {
+		t.Fatal("the native engine has an emulator")
+	}
+	o.Emulator = []string{"/bin/sh", "-c", `case " $* " in *" -r "*) exec sleep 600;; esac; exec "$0" "$@"`}
+	w := begin(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	forked := make(chan error, 1)
+	went := make(chan struct{}, 1)
+	go func() {
+		_, err := w.Fork(ctx, writerFunc(func(p []byte) (int, error) {
+			select {
+			case went <- struct{}{}:
+			default:
+			}
+			return len(p), nil
+		}))
+		forked <- err
+	}()
+	<-went
+	w.Kill()
+	select {
+	case err := <-forked:
+		if !errors.Is(err, ErrKilled) {
+			t.Errorf("%v, expected %v", err, ErrKilled)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it waits for the fork after the worker was killed")
+	}
+}
+
 func TestClose(t *testing.T) {
 	o := native.options(t)
 	for name, source := range map[string]string{
