@@ -197,12 +197,20 @@ func (k *keypair) SignData(ctx context.Context, data []byte) (sig, sum []byte, e
 	return sig, sum, err
 }
 
-// WriteKey makes a key pair and writes it to NAME.key and NAME.pub. It overwrites nothing.
-func WriteKey(name string, password []byte) error {
+// WriteKey makes a key pair and writes it to NAME.key and NAME.pub. It overwrites nothing, and writes both or neither.
+func WriteKey(name string, password []byte) (err error) {
 	private, public, err := GenerateKey(password)
 	if err != nil {
 		return err
 	}
+	var made []string
+	defer func() {
+		if err != nil {
+			for _, path := range made {
+				os.Remove(path)
+			}
+		}
+	}()
 	for _, f := range []struct {
 		path    string
 		content []byte
@@ -212,12 +220,10 @@ func WriteKey(name string, password []byte) error {
 		if err != nil {
 			return fmt.Errorf("writing a key pair: %w; choose another name", err)
 		}
-		if _, err := file.Write(f.content); err != nil {
-			file.Close()
-			return err
-		}
-		if err := errors.Join(file.Sync(), file.Close()); err != nil {
-			return err
+		made = append(made, f.path)
+		_, err = file.Write(f.content)
+		if err := errors.Join(err, file.Sync(), file.Close()); err != nil {
+			return fmt.Errorf("writing a key pair: %w", err)
 		}
 	}
 	return nil

@@ -27,6 +27,18 @@ func TestKey(t *testing.T) {
 	if err := sign.WriteKey(name, []byte("other")); !errors.Is(err, os.ErrExist) {
 		t.Errorf("overwrote a key: %v", err)
 	}
+	if err := os.Rename(name+".key", name+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := sign.WriteKey(name, []byte("other")); !errors.Is(err, os.ErrExist) {
+		t.Errorf("beside another's public key: %v", err)
+	}
+	if _, err := os.Stat(name + ".key"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a private key is left beside another's public key: %v", err)
+	}
+	if err := os.Rename(name+".away", name+".key"); err != nil {
+		t.Fatal(err)
+	}
 	private, err := os.ReadFile(name + ".key")
 	if err != nil || !strings.HasPrefix(string(private), "-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----") {
 		t.Errorf("the private key is\n%.60s… %v", private, err)
