@@ -10,14 +10,15 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
 // Line is the longest line of an input, in bytes: a bundle has to fit.
 const Line = 64 << 20
 
 // Feed makes the blocks that a file says: inputs, one a line, and lines of BlockType. What is in the chain already is not done again, so a
-// file can be fed from its beginning any number of times. Inputs after the last BlockType are a last block. Files that bundles are named by
-// are in dir. Each block is reported.
+// file can be fed from its beginning any number of times; an input for a block that was made without it is an error. Inputs after the last
+// BlockType are a last block. Files that bundles are named by are in dir. Each block is reported.
 func (n *Node) Feed(ctx context.Context, r io.Reader, dir string, report func(*Block)) error {
 	s := bufio.NewScanner(r)
 	s.Buffer(nil, Line)
@@ -26,6 +27,11 @@ func (n *Node) Feed(ctx context.Context, r io.Reader, dir string, report func(*B
 	end := func(to int64) error {
 		first := height + 1
 		height = to
+		if n.height >= first && len(inputs) > 0 {
+			if err := n.made(ctx, first, inputs); err != nil {
+				return err
+			}
+		}
 		for n.height < to {
 			if n.height >= first { // its inputs are in an earlier one
 				inputs = nil
@@ -73,6 +79,21 @@ func (n *Node) Feed(ctx context.Context, r io.Reader, dir string, report func(*B
 	}
 	if len(inputs) > 0 {
 		return end(height + 1)
+	}
+	return nil
+}
+
+// made returns an error if a block that was made is without one of these inputs.
+func (n *Node) made(ctx context.Context, height int64, inputs []*Input) error {
+	b, err := ReadBlock(ctx, &n.store.Reader, height)
+	if err != nil {
+		return err
+	}
+	for _, in := range inputs {
+		if !slices.ContainsFunc(b.Inputs, func(o Outcome) bool { return o.Sender == in.Sender && o.Seq == in.Seq && o.Type == in.Type }) {
+			return fmt.Errorf("%s %d of %s is for block %d, which was made without it: the chain is at block %d, and a file tells of a chain's blocks from the first; "+
+				`put {"type":"block","height":%d} before what is new`, in.Type, in.Seq, in.Sender, height, n.height, n.height)
+		}
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -403,7 +404,8 @@ func chainResults(a *app) *cobra.Command {
 					if r.Rejected {
 						kind = "rejected"
 					}
-					fmt.Fprintf(cmd.OutOrStdout(), "%d block %d %s %s %s\n", r.Seq, r.Height, kind, printable.Text(r.Data.Body), strings.Join(r.Data.Slots, " "))
+					fields := append([]string{strconv.FormatInt(r.Seq, 10), "block", strconv.FormatInt(r.Height, 10), kind, printable.Text(r.Data.Body)}, r.Data.Slots...)
+					fmt.Fprintln(cmd.OutOrStdout(), strings.Join(fields, " "))
 					after = r.Seq
 				}
 			}

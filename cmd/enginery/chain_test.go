@@ -82,6 +82,7 @@ func TestChain(t *testing.T) {
 	says(enginery(0, "upgrade", "status", dir), "legacy   "+legacy+"  1 vat\n", "current  "+current+"  1 vat\n", "is done\nsteps: 1 upgraded, 0 failed", "active, legacy only")
 	says(enginery(0, "upgrade", "watch", dir), "adopted "+current, "vat-upgraded v1 "+legacy+" → "+current, "rollout-done")
 	var view struct {
+		Height  int64
 		AppHash string
 		Vats    []struct{ Name, State string }
 	}
@@ -92,6 +93,16 @@ func TestChain(t *testing.T) {
 	// What was fed is not done twice, and another node that is fed with the log has the same app hash.
 	enginery(0, demo...)
 	says(enginery(0, "upgrade", "status", dir), view.AppHash)
+	more := filepath.Join(folder, "more.jsonl")
+	line := `{"sender":"carol","seq":1,"type":"deliver","vat":"one","method":"ask","args":["two","again"]}`
+	must(t, os.WriteFile(more, []byte(line), 0o644))
+	again := append([]string{"chain", "run", dir, "--input", more, "--drain"}, engines...)
+	height := fmt.Sprintf(`{"type":"block","height":%d}`, view.Height)
+	says(enginery(1, again...), "deliver 1 of carol is for block 1, which was made without it", height)
+	must(t, os.WriteFile(more, []byte(height+"\n"+line), 0o644))
+	says(enginery(0, again...), "1 input accepted")
+	says(enginery(0, "chain", "results", dir, "carol"), "fulfilled #\"again\"\n")
+	must(t, json.Unmarshal([]byte(enginery(0, "upgrade", "status", dir, "--json")), &view))
 	log := filepath.Join(folder, "log.jsonl")
 	must(t, os.WriteFile(log, []byte(enginery(0, "chain", "log", dir, "--inputs")), 0o644))
 	twin := filepath.Join(folder, "twin")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
@@ -63,7 +64,7 @@ func (f *replayFlags) addTo(cmd *cobra.Command) {
 // check finds what is wrong with a command line before anything is done. Files are those that the command will write.
 func (f *replayFlags) check(a *app, files ...string) error {
 	if f.Passes == replay.Divergent {
-		return usage(fmt.Errorf("--level divergent: everything would pass; expected one of %v", replay.Levels[1:]))
+		return usage(fmt.Errorf("--level divergent: everything would pass; expected one of %s", strings.Join(replay.Levels[1:], ", ")))
 	}
 	switch f.bundles {
 	case replay.BundlesRecorded:

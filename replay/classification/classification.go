@@ -2,7 +2,10 @@
 // it, as a chain does, needs neither a replayer nor what that needs.
 package classification
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Class is what is to become of a vat when a chain goes over from one version to another.
 type Class string
@@ -87,5 +90,5 @@ func (l *Level) UnmarshalText(text []byte) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("level %q: expected one of %v", text, Levels)
+	return fmt.Errorf("level %q: expected one of %s", text, strings.Join(Levels, ", "))
 }

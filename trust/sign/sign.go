@@ -59,6 +59,9 @@ func OpenKey(ctx context.Context, ref string, password func() ([]byte, error)) (
 		}
 	}
 	sv, err := cosignsignature.SignerVerifierFromKeyRef(ctx, ref, func(bool) ([]byte, error) { return password() }, nil)
+	if err != nil && strings.Contains(err.Error(), "decryption failed") { // theirs is no error of a type
+		return nil, fmt.Errorf("opening the private key %s: the password is another: %w", ref, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the private key %s: %w", ref, err)
 	}
