@@ -49,7 +49,15 @@ func each(r io.Reader, f func(n int, line []byte) error) error {
 	for s.Scan() {
 		n++
 		if line := bytes.TrimSpace(s.Bytes()); len(line) > 0 {
-			if err := f(n, line); err != nil {
+			err := f(n, line)
+			if unread := s.Err(); err != nil && unread != nil { // a gzip file that ends too early: this is what there is of the line
+				err = unread
+			}
+			var syntax *json.SyntaxError
+			if errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &syntax) && syntax.Offset >= int64(len(line)) {
+				return fmt.Errorf("line %d is cut off: %w", n, err)
+			}
+			if err != nil {
 				return fmt.Errorf("line %d: %w", n, err)
 			}
 		}
