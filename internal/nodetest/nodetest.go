@@ -8,7 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
+	"strings"
 	"testing"
 
 	"github.com/enginery/enginery/internal/cas"
@@ -89,9 +89,26 @@ func install(t testing.TB, dir string, compile []string) (string, error) {
 		return "", err
 	}
 	if len(compile) > 0 {
-		if err := run(slices.Concat([]string{"rebuild", "--build-from-source", "--foreground-scripts"}, compile)...); err != nil {
+		args := []string{"rebuild", "--build-from-source", "--foreground-scripts"}
+		if dir := nodeDir(t); dir != "" {
+			args = append(args, "--nodedir="+dir)
+		}
+		if err := run(append(args, compile...)...); err != nil {
 			return "", err
 		}
 	}
 	return dest, os.WriteFile(done, nil, 0o644)
+}
+
+// nodeDir returns the folder that has Node's headers, if they were installed with it; otherwise npm downloads them.
+func nodeDir(t testing.TB) string {
+	node, err := exec.CommandContext(t.Context(), "node", "--print", "process.execPath").Output()
+	if err != nil {
+		return ""
+	}
+	dir := filepath.Dir(filepath.Dir(strings.TrimSpace(string(node))))
+	if _, err := os.Stat(filepath.Join(dir, "include", "node", "node.h")); err != nil {
+		return ""
+	}
+	return dir
 }
