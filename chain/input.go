@@ -3,6 +3,7 @@ package chain
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -93,6 +94,10 @@ func ParseInput(line []byte) (*Input, error) {
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	if err := d.Decode(in); err != nil {
+		var kind *json.UnmarshalTypeError
+		if errors.As(err, &kind) && kind.Field == "steps.bundle" {
+			return nil, fmt.Errorf(`a step has a bundle that is JSON's %s, expected its ID, b1-…; an input of type bundle before it puts a bundle into the chain`, kind.Value)
+		}
 		return nil, fmt.Errorf("an input of type %q: %w", in.Type, err)
 	}
 	if in.Type == BlockType {

@@ -24,6 +24,7 @@ func TestParseInput(t *testing.T) {
 		{`{"sender":"a","seq":1,"type":"pause"}`, ""},
 		{`{"sender":"a","seq":1,"type":"pause","vat":""}`, "has an empty vat"},
 		{`{"sender":"a","seq":1,"type":"pause","vat":null}`, "has an empty vat"},
+		{`{"sender":"a","seq":1,"type":"rollout","steps":[{"vat":"v","bundle":{"file":"v.json"}}]}`, "a step has a bundle that is JSON's object, expected its ID"},
 		{`{"sender":"a.b","seq":1,"type":"abort"}`, `sender is "a.b"`},
 		{`{"sender":"a","seq":0,"type":"abort"}`, "expected 1 or more"},
 		{`{"sender":"a","seq":1,"type":"upgrad"}`, `expected one of abort, adopt`},

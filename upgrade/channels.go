@@ -82,6 +82,13 @@ func (c *Controller) Adopt(ctx context.Context, a Adoption) error {
 	if err != nil {
 		return err
 	}
+	settings, err := c.s.settings(ctx)
+	if err != nil {
+		return err
+	}
+	if settings.RequireDigests && (a.Index == "" || a.Classification == "") {
+		return refuse("the adoption of %s names the artifact %q and the replay classification %q; the settings (requireDigests) want digests of both", a.Version, a.Index, a.Classification)
+	}
 	if in.Current == a.Version {
 		return refuse("%s is the current version already", a.Version)
 	}

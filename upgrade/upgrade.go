@@ -151,6 +151,9 @@ type Settings struct {
 	Budget    Budget `json:"budget"`
 	Limits    Limits `json:"limits"`
 	OnFailure Policy `json:"onFailure"` // unless a rollout says otherwise
+
+	// RequireDigests has an adoption refused that does not name artifact and replay classification by their digests.
+	RequireDigests bool `json:"requireDigests,omitempty"`
 }
 
 // Policy says what becomes of a vat whose upgrade fails.

@@ -238,6 +238,20 @@ func TestAdoptionForm(t *testing.T) {
 	}
 }
 
+// A chain that wants evidence adopts nothing without.
+func TestRequireDigests(t *testing.T) {
+	t.Parallel()
+	s := upgrade.DefaultSettings()
+	s.RequireDigests = true
+	right := digest.FromString("right").String()
+	c := newChain(t, s)
+	for _, a := range []upgrade.Adoption{{Version: v18}, {Version: v18, Index: right}, {Version: v18, Classification: right}} {
+		c.wantRefused(c.Adopt(t.Context(), a), "requireDigests")
+	}
+	c.wantAsked()
+	c.must(c.Adopt(t.Context(), upgrade.Adoption{Version: v18, Index: right, Classification: right}))
+}
+
 // Blocks do what the defaults say, with upgrades of vats as they are: three in an empty one, one in a full one, and nothing is used that was not
 // given.
 func TestDefaultSettings(t *testing.T) {

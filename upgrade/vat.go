@@ -135,7 +135,7 @@ func (c *Controller) alive(ctx context.Context, id string) (*Vat, error) {
 func (c *Controller) changeable(ctx context.Context, id string) (*Vat, error) {
 	v, err := c.alive(ctx, id)
 	if err == nil && v.LegacyOnly {
-		err = refuse("%s stays on %s for good and is never upgraded, suspended or paused", id, v.Version)
+		err = refuse("%s stays on %s for good and is never upgraded, suspended or paused; a plan leaves it out (enginery upgrade plan --leave %s)", id, v.Version, id)
 	}
 	return v, err
 }
