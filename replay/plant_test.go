@@ -51,6 +51,12 @@ func TestPlanted(t *testing.T) {
 			count: map[replay.Dimension]int64{replay.WrongSyscall: 1},
 		},
 		{
+			name: "a byte in the answer to a syscall", level: replay.Divergent,
+			plant: replaced(8, `balance\":{\"body\":\"#\\\"+0`, `balance\":{\"body\":\"#\\\"+1`),
+			first: replay.Difference{Position: 8, Dimension: replay.WrongSyscall, Syscall: 3, Expected: `["resolve",[["p-63",false,{"body":"#\"+1\"","slots":[]}]]]`},
+			count: map[replay.Dimension]int64{replay.WrongSyscall: 2},
+		},
+		{
 			name: "a status", level: replay.Divergent,
 			plant: replaced(9, `"status":"ok"`, `"status":"error"`),
 			first: replay.Difference{Position: 9, Dimension: replay.Status, Expected: "error", Got: "ok"},

@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/enginery/enginery/internal/swingsettest"
 	"github.com/enginery/enginery/recipes"
@@ -87,7 +89,8 @@ func TestSameReport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, after := range []int{0, 1, 4} { // spans
+		r := rand.New(rand.NewPCG(5, 6))
+		for i, after := range []int{0, 1, 4, 0, 0, 0, 0, 0} { // spans; and then at any moment
 			cmd := exec.CommandContext(t.Context(), os.Args[0])
 			cmd.Env = append(os.Environ(), childEnv+"="+string(text))
 			out, err := cmd.StdoutPipe()
@@ -102,6 +105,9 @@ func TestSameReport(t *testing.T) {
 				if strings.HasPrefix(lines.Text(), "end") {
 					t.Errorf("it ended before it was killed: %s", lines.Text())
 				}
+			}
+			if i > 2 {
+				time.Sleep(time.Duration(r.Int64N(int64(time.Second))))
 			}
 			cmd.Process.Kill()
 			cmd.Wait()
