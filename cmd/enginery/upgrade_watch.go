@@ -69,6 +69,7 @@ exit code 0 when it is done, and with 1 when it is held, aborted or paused, whic
 func (a *app) watch(cmd *cobra.Command, s *swingstore.Store, interval time.Duration) error {
 	ctx, out := cmd.Context(), cmd.OutOrStdout()
 	live := !a.asJSON && screen.Is(out)
+	const waiting = "There is no rollout yet. This waits for one; Ctrl-C ends it."
 	var terminal *screen.Screen
 	defer func() { terminal.Close() }()
 	for shown := int64(-1); ; {
@@ -97,12 +98,18 @@ func (a *app) watch(cmd *cobra.Command, s *swingstore.Store, interval time.Durat
 			if err := printView(&text, v); err != nil {
 				return err
 			}
+			if r == nil {
+				text.WriteString("\n" + waiting + "\n")
+			}
 			if err := terminal.Show(text.String()); err != nil {
 				return err
 			}
 		default:
 			if err := a.printEvents(ctx, out, s, max(shown+1, 1), v); err != nil {
 				return err
+			}
+			if r == nil && shown < 0 && !a.quiet {
+				fmt.Fprintln(cmd.ErrOrStderr(), waiting)
 			}
 		}
 		if shown = v.Height; over {

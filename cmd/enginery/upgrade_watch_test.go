@@ -151,14 +151,19 @@ func TestWatchTerminal(t *testing.T) {
 		gov(map[string]any{"type": "install", "vat": vat, "bundle": ids[0], "parameters": map[string]any{"name": vat}})
 	}
 	block()
+	watch := []string{"enginery", "upgrade", "watch", folder, "--interval", "20ms"}
+	c := onTerminal(t, "xterm", 120, 30, "", watch...)
+	c.sees("block 1, app hash", "There is no rollout yet. This waits for one")
+	_, err = c.pty.WriteString("\x03")
+	must(t, err)
+	c.ends(exit.Interrupted)
 	gov(map[string]any{"type": "adopt", "version": to})
 	gov(map[string]any{"type": "rollout", "maxFailures": 1, "steps": []map[string]any{{"vat": "mint"}, {"vat": "bank", "bundle": ids[1]}, {"vat": "shop"}}})
 	block()
 
-	watch := []string{"enginery", "upgrade", "watch", folder, "--interval", "20ms"}
 	shell := append([]string{"sh", "-c", `set -m; "$@"; echo stopped; read line; fg >/dev/null`, "sh"}, watch...)
 	prompt := "prompt$ enginery upgrade watch\r\n"
-	c := onTerminal(t, "xterm", 120, 30, prompt, shell...)
+	c = onTerminal(t, "xterm", 120, 30, prompt, shell...)
 	c.sees("block 2, app hash "+n.AppHash(), "running, about 2 blocks to go", "1 upgraded, 0 failed, 0 skipped of 3", "next: bank, shop", "current "+to+" 1 vat vats:")
 	if screen := c.screen(); strings.Contains(screen, "prompt$") {
 		t.Errorf("what was there is still to be seen:\n%s", screen)
