@@ -428,6 +428,29 @@ func checkEvents(t testing.TB, n *chain.Node, s *script) {
 	}
 }
 
+// A file is fed again from its beginning, also to a node that does not keep the records of all blocks.
+func TestFeedAgain(t *testing.T) {
+	t.Parallel()
+	file := fmt.Sprintf(`{"sender":"gov","seq":1,"type":"init","version":%q}
+{"type":"block","height":1}
+{"sender":"gov","seq":2,"type":"settings","settings":{"onFailure":"roll-back"}}
+{"type":"block","height":4}
+`, oldVersion)
+	for _, keep := range []int{0, 1} {
+		n := open(t, t.TempDir(), func(string) (*vat.Engine, error) { return nil, nil }, chain.Options{Keep: keep})
+		defer n.Close()
+		for range 2 {
+			if err := n.Feed(t.Context(), strings.NewReader(file), "", nil); err != nil || n.Height() != 4 {
+				t.Fatalf("keeping %d blocks: at %d, %v", keep, n.Height(), err)
+			}
+		}
+		late := strings.Replace(file, `"seq":2`, `"seq":3`, 1)
+		if err := n.Feed(t.Context(), strings.NewReader(late), "", nil); (err == nil) != (keep == 1) {
+			t.Errorf("keeping %d blocks, what comes too late: %v", keep, err)
+		}
+	}
+}
+
 // A version that no node can begin with is refused, and then the chain begins with another.
 func TestInitRefused(t *testing.T) {
 	t.Parallel()
