@@ -609,8 +609,12 @@ func TestSnapshotWriter(t *testing.T) {
 		t.Error("the snapshot after it is wrong")
 	}
 
-	// The worker dies in the middle of a snapshot.
+	// The worker dies in the middle of a snapshot, which is more than the host and the pipe take before that.
 	w = begin(t, native.options(t))
+	evaluate(t, w, "globalThis.kept = Array.from({length: 50_000}, (_, i) => `item ${i}`)")
+	if size := len(snapshot(t, w)); size <= 2*pipeSize {
+		t.Fatalf("the snapshot has %d bytes", size)
+	}
 	_, err = w.Snapshot(writerFunc(func(p []byte) (int, error) { w.cmd.Process.Kill(); <-w.exited; return len(p), nil }))
 	wantExit(t, err, 0, syscall.SIGKILL)
 }
