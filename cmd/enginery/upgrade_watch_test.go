@@ -63,8 +63,8 @@ func onTerminal(t testing.TB, kind string, width, height int, text string, args 
 
 func (c *console) resize(width, height int) {
 	c.t.Helper()
+	c.vt.Resize(width, height) // first, as terminals do: what the program draws when it hears of it finds the room
 	must(c.t, pty.Setsize(c.pty, &pty.Winsize{Rows: uint16(height), Cols: uint16(width)}))
-	c.vt.Resize(width, height)
 }
 
 func (c *console) screen() string { return c.vt.String() }
