@@ -79,7 +79,11 @@ func start(ctx context.Context, options *Options) (_ *Worker, err error) {
 			return nil, err
 		}
 	}
-	w.cmd = program.command(ctx, o.Emulator, args)
+	life := ctx
+	if o.fork != nil {
+		life = o.fork.life
+	}
+	w.cmd = program.command(life, o.Emulator, args)
 	w.cmd.Dir = o.dir
 	w.cmd.Env = append(w.cmd.Env, o.Env...)
 	w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr

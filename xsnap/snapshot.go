@@ -92,7 +92,8 @@ func (w *Worker) saveToPipe(dst io.Writer) (size int64, failed, err error) {
 // Fork takes a heap snapshot, as Snapshot does, and starts a worker from it, with the options of this one, while it is made. It is the same as to
 // start a worker from what dst gets, and takes less time. Both workers live on; after an error, of dst too, there is none but this one.
 func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
-	f := &fork{dst: dst, pipe: make(chan io.Writer, 1), saved: make(chan error, 1)}
+	life, end := context.WithCancel(ctx)
+	f := &fork{life: life, dst: dst, pipe: make(chan io.Writer, 1), saved: make(chan error, 1)}
 	o := w.o
 	o.Snapshot, o.SnapshotSHA256, o.fork = nil, "", f
 	type started struct {
@@ -100,10 +101,9 @@ func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 		err error
 	}
 	start := make(chan started, 1)
-	life, end := context.WithCancel(ctx)
 	stop := context.AfterFunc(w.handling, end) // a worker that does not load its heap does not outlast this one
 	go func() {
-		next, err := Start(life, o)
+		next, err := Start(ctx, o)
 		close(f.pipe)
 		start <- started{next, err}
 	}()
@@ -133,6 +133,7 @@ func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 
 // fork passes a heap snapshot on to dst and to the worker that starts from it.
 type fork struct {
+	life  context.Context // that worker's process ends with it
 	dst   io.Writer
 	pipe  chan io.Writer // of that worker, once; closed when it takes no more
 	next  io.Writer      // what came from pipe

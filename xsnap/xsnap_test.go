@@ -732,6 +732,18 @@ func TestFork(t *testing.T) {
 			}
 			third.Kill()
 
+			// It ends as others do, whatever it has of its own to be ended by.
+			for range 5 {
+				next, err := w.Fork(t.Context(), io.Discard)
+				if err != nil {
+					t.Fatal(err)
+				}
+				next.cmd.Process.Kill()
+				<-next.exited
+				_, err = next.Evaluate("0")
+				wantExit(t, err, 0, syscall.SIGKILL)
+			}
+
 			want = sha(snapshot(t, w))
 			gone, cancel := context.WithCancel(t.Context())
 			cancel()
