@@ -120,11 +120,23 @@ are visible. It runs them, and shows what is there.
 	return root
 }
 
-// prepare has a command, and those below it, say in started that their command line made sense. A command that only has subcommands
-// demands one.
+// prepare has a command, and those below it, say in started that their command line made sense, and say what arguments they expect. A command that
+// only has subcommands demands one.
 func prepare(cmd *cobra.Command, started *bool) {
 	for _, sub := range cmd.Commands() {
 		prepare(sub, started)
+	}
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if check(cmd, args) == nil {
+				return nil
+			}
+			found := count(len(args), "argument")
+			if len(args) > 0 {
+				found += ": " + strings.Join(args, " ")
+			}
+			return fmt.Errorf("expected %s %s, found %s", cmd.Parent().CommandPath(), cmd.Use, found)
+		}
 	}
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
