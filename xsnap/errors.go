@@ -42,6 +42,7 @@ type ExitError struct {
 	Code   int            // if Signal is 0; see the constants
 	Signal syscall.Signal // what killed it
 	Stderr string         // the end of what it printed, at most 1 kB
+	Limit  string         // why it may have been this host that did not give it memory; empty: it was not
 }
 
 // Exit codes of a worker (xsnap-worker.c, ExitCode).
@@ -65,7 +66,7 @@ var exitNames = map[int]string{
 // Deterministic reports whether the guest is to blame: a worker with the same history ends so on every host. SwingSet makes these errors
 // of the vat and panics at all others (agoric-sdk, packages/SwingSet/src/kernel/vat-loader/manager-subprocess-xsnap.js).
 func (e *ExitError) Deterministic() bool {
-	return e.Signal == 0 && (e.Code == ExitNotEnoughMemory || e.Code == ExitStackOverflow || e.Code == ExitTooMuchComputation)
+	return e.Signal == 0 && e.Limit == "" && (e.Code == ExitNotEnoughMemory || e.Code == ExitStackOverflow || e.Code == ExitTooMuchComputation)
 }
 
 func (e *ExitError) Error() string {
@@ -74,6 +75,9 @@ func (e *ExitError) Error() string {
 		msg = fmt.Sprintf("the worker was ended by signal %d (%v)", int(e.Signal), e.Signal)
 	} else if name := exitNames[e.Code]; name != "" {
 		msg += " (" + name + ")"
+	}
+	if e.Limit != "" {
+		msg += ", which may be no fault of the guest's, since here " + e.Limit + "; lift that limit"
 	}
 	if e.Stderr != "" {
 		msg += ": " + e.Stderr

@@ -42,6 +42,7 @@ var (
 var roles = map[string]func(){
 	"children": children,
 	"drive":    drive,
+	"limited":  limited,
 
 	"garbage":          says("How do you do? Je vous en prie!"),
 	"binary":           says("\x00\xff\xfe\x7f"),

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/enginery/enginery/engines"
 )
 
 // patience is how long a worker may take for what it does at once.
@@ -88,7 +90,7 @@ func start(ctx context.Context, options *Options) (_ *Worker, err error) {
 	w.cmd.Env = append(w.cmd.Env, o.Env...)
 	w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
 	w.cmd.ExtraFiles = append(theirs[:], w.cmd.ExtraFiles...)
-	if err := w.cmd.Start(); err != nil {
+	if err := engines.WithLimits(w.cmd.Start); err != nil {
 		return nil, err
 	}
 	started = true
@@ -173,6 +175,8 @@ func (w *Worker) wait(exited func()) {
 		e := &ExitError{Code: exit.ExitCode(), Stderr: w.stderr.String()}
 		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
 			e.Code, e.Signal = 0, status.Signal()
+		} else if e.Code == ExitNotEnoughMemory {
+			e.Limit = engines.MemoryLimit()
 		}
 		w.exit = e
 	default:

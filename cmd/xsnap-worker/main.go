@@ -57,7 +57,9 @@ func launch() error {
 		return fmt.Errorf("%s: %w", version, err)
 	}
 	// The file is named by its descriptor, so that nothing can take its place.
-	err = syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), os.Args, engines.Environ())
+	err = engines.WithLimits(func() error {
+		return syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), os.Args, engines.Environ())
+	})
 	return fmt.Errorf("starting %s of %s: %w", filepath.Base(file.Path), version, err)
 }
 

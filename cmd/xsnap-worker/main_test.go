@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/enginery/enginery/engines"
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/internal/nodetest"
@@ -192,7 +194,7 @@ func TestLauncher(t *testing.T) {
 	}
 }
 
-// The launcher becomes the worker: one process, its descriptors and signals the host's, its environment not.
+// The launcher becomes the worker: one process, its descriptors and signals the host's, its environment and the limit of its stack not.
 func TestSameProcess(t *testing.T) {
 	t.Parallel()
 	s, path := home(t), launcher(t)
@@ -207,7 +209,7 @@ func TestSameProcess(t *testing.T) {
 	}
 	defer fromOther.Close()
 	defer toOther.Close()
-	cmd := exec.Command(path, "v8:mint")
+	cmd := exec.Command("/bin/sh", "-c", `ulimit -S -s 1024 && exec "$0" "$@"`, path, "v8:mint")
 	cmd.Env = []string{engines.HomeEnv + "=" + s.Home(), "XSBUG_HOST=localhost", "TZ=Asia/Kathmandu", "GLIBC_TUNABLES=glibc.malloc.check=3"}
 	cmd.ExtraFiles = []*os.File{fromHost, os.Stderr}
 	if err := cmd.Start(); err != nil {
@@ -235,6 +237,10 @@ func TestSameProcess(t *testing.T) {
 	}
 	if argv, err := os.ReadFile(proc + "cmdline"); err != nil || string(argv) != path+"\x00v8:mint\x00" {
 		t.Errorf("its command line is %q, %v", argv, err)
+	}
+	var stack unix.Rlimit
+	if err := unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_STACK, nil, &stack); err != nil || stack.Cur != engines.StackSize {
+		t.Errorf("its stack is limited to %d bytes, %v, want %d", stack.Cur, err, engines.StackSize)
 	}
 	direct := exec.Command(e.Worker.Path, "v8:mint")
 	direct.ExtraFiles = cmd.ExtraFiles[1:]
