@@ -455,6 +455,24 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// A vat chooses the keys that it keeps, and makes no other vat of them.
+func TestVatsByKeys(t *testing.T) {
+	t.Parallel()
+	s, err := swingstore.Memory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Update(func(tx *swingstore.Tx) error {
+		return errors.Join(tx.SetVat(swingstore.Vat{ID: "v1"}), tx.Set("v1.vs.vc.2.s.options", "{}"), tx.Set("v1.vs.vc.2.smy.options", "no JSON"))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if vats, err := s.Vats(t.Context()); err != nil || len(vats) != 1 || vats[0].ID != "v1" {
+		t.Errorf("%v, %v, expected v1", vats, err)
+	}
+}
+
 // A store whose table of engines is lost, as by way of SwingSet's export and import, still has what the worker options say.
 func TestEngineInOptions(t *testing.T) {
 	t.Parallel()

@@ -45,7 +45,9 @@ type WorkerOptions struct {
 
 // Vats returns all vats of which the store has something, sorted by number.
 func (r *Reader) Vats(ctx context.Context) ([]Vat, error) {
-	ids, err := collect[string](ctx, r, "SELECT DISTINCT vatID FROM transcriptSpans UNION SELECT substr(key, 1, length(key)-8) FROM kvStore WHERE key GLOB 'v[0-9]*.options'")
+	// What a vat keeps may end in .options, too: v1.vs.vc.2.s.options.
+	ids, err := collect[string](ctx, r, `SELECT DISTINCT vatID FROM transcriptSpans UNION
+		SELECT substr(key, 1, length(key)-8) FROM kvStore WHERE key GLOB 'v[0-9]*.options' AND key NOT GLOB '*.*.options'`)
 	if err != nil {
 		return nil, r.wrap(err, "listing vats")
 	}
