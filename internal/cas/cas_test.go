@@ -178,6 +178,42 @@ func TestCheckoutIsIndependentOfUmask(t *testing.T) {
 	}
 }
 
+// What a tree says stays below where it is written.
+func TestCheckoutStaysInside(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	file := &repb.FileNode{Name: "file"}
+	put := func(d *repb.Directory) Digest {
+		b, _, err := EncodeDirectory(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		digest, err := s.PutBytes(ctx, b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return digest
+	}
+	content, err := s.PutBytes(ctx, []byte("content"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file.Digest = content.Proto()
+	sub := put(&repb.Directory{Files: []*repb.FileNode{file}}).Proto()
+	outside := t.TempDir()
+	for what, d := range map[string]*repb.Directory{
+		"a name that goes up":                   {Directories: []*repb.DirectoryNode{{Name: "..", Digest: sub}}},
+		"a directory of a symbolic link's name": {Directories: []*repb.DirectoryNode{{Name: "x", Digest: sub}}, Symlinks: []*repb.SymlinkNode{{Name: "x", Target: outside}}},
+	} {
+		if err := s.Checkout(ctx, put(d), filepath.Join(t.TempDir(), "tree")); err == nil {
+			t.Errorf("%s: no error", what)
+		}
+	}
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) > 0 {
+		t.Errorf("outside are %v, %v", entries, err)
+	}
+}
+
 func TestResults(t *testing.T) {
 	ctx := context.Background()
 	s := newStore(t)

@@ -13,6 +13,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sort"
 	"sync"
 	"syscall"
@@ -251,12 +252,15 @@ func (s *Store) directory(d Digest) (*repb.Directory, error) {
 	if err := proto.Unmarshal(b, msg); err != nil {
 		return nil, fmt.Errorf("blob %s is not a directory: %w", d, err)
 	}
-	for _, names := range [][]string{names(msg.Files), names(msg.Directories), names(msg.Symlinks)} {
-		for _, name := range names {
-			if name == "" || name == "." || name == ".." || path.Base(name) != name {
-				return nil, fmt.Errorf("directory %s has an entry named %q", d, name)
-			}
+	seen := make(map[string]bool)
+	for _, name := range slices.Concat(names(msg.Files), names(msg.Directories), names(msg.Symlinks)) {
+		if name == "" || name == "." || name == ".." || path.Base(name) != name {
+			return nil, fmt.Errorf("directory %s has an entry named %q", d, name)
 		}
+		if seen[name] { // a directory could go through a symbolic link
+			return nil, fmt.Errorf("directory %s has two entries named %q", d, name)
+		}
+		seen[name] = true
 	}
 	return msg, nil
 }
