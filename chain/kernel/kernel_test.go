@@ -327,9 +327,12 @@ func TestVats(t *testing.T) {
 	for n := 1; n > 0; {
 		m.update(func(tx *swingstore.Tx) error {
 			var err error
-			n, err = m.k.CleanUp(m.ctx, tx, 7)
+			n, err = m.k.CleanUp(m.ctx, tx, 2)
 			return err
 		})
+		if n > 2 {
+			t.Errorf("%d keys were removed at once, expected at most 2", n)
+		}
 		m.run()
 	}
 	for key := range m.dump() {
@@ -338,6 +341,46 @@ func TestVats(t *testing.T) {
 		}
 	}
 	t.Log(before, "keys before cleaning up,", len(m.dump()), "after")
+}
+
+// An object is retired that only a terminated vat still recognizes, before what that vat leaves behind is removed.
+func TestRetiredBeforeCleanUp(t *testing.T) {
+	t.Parallel()
+	m := start(t)
+	alice := m.install("alice", "peer-1", map[string]any{"name": "alice"})
+	bob := m.install("bob", "recognizer", nil)
+	m.call(`#"it"`, alice, "give", ref(bob), "it")
+	things := func() (owned, recognized int) {
+		for key, value := range m.dump() {
+			if object, is := strings.CutSuffix(key, ".owner"); is && value == alice && object != m.dump()[alice+".c.o+0"] {
+				owned++
+			}
+			if strings.HasPrefix(key, bob+".c.ko") && strings.HasPrefix(value, "_ ") {
+				recognized++
+			}
+		}
+		return owned, recognized
+	}
+	collect := func(id, method string, args ...any) { // bringOutYourDead comes before heap snapshots
+		for range 25 {
+			m.send(id, method, args...)
+		}
+		m.run()
+	}
+	collect(bob, "count")
+	if owned, recognized := things(); owned != 1 || recognized != 1 {
+		t.Fatalf("alice has %d things, and bob recognizes %d, expected 1 and 1", owned, recognized)
+	}
+	m.update(func(tx *swingstore.Tx) error { return m.k.Terminate(m.ctx, tx, bob, "no longer wanted") })
+	collect(alice, "report")
+	if owned, recognized := things(); owned != 0 || recognized != 1 {
+		t.Fatalf("alice has %d things, and bob recognizes %d, expected 0 and 1", owned, recognized)
+	}
+	m.update(func(tx *swingstore.Tx) error {
+		_, err := m.k.CleanUp(m.ctx, tx, 1000)
+		return err
+	})
+	m.audit()
 }
 
 // An upgrade ends what a vat had promised and what does not outlive its incarnation; one that fails ends nothing.

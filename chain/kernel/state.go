@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -120,9 +121,9 @@ func (s *kv) shift(queue string, item any) bool {
 	return s.err == nil
 }
 
-// keysWith returns up to limit keys that begin with a prefix, sorted; 0: all.
+// keysWith returns up to limit keys that begin with a prefix, sorted.
 func (s *kv) keysWith(prefix string, limit int) (found []string) {
-	for key := prefix; s.err == nil && (limit == 0 || len(found) < limit); {
+	for key := prefix; s.err == nil && len(found) < limit; {
 		next, err := s.tx.NextKey(s.ctx, key)
 		if s.err = err; err != nil || !strings.HasPrefix(next, prefix) {
 			break
@@ -478,7 +479,7 @@ func (s *state) subscribe(vat, promise string) {
 // disconnect rejects the promises that a vat was to decide, and abandons those of its exports that do not outlive an incarnation.
 func (s *state) disconnect(vat string, data CapData) {
 	s.rejectDecided(vat, data)
-	for _, key := range s.keysWith(clistKey(vat, "o+"), 0) {
+	for _, key := range s.keysWith(clistKey(vat, "o+"), math.MaxInt) {
 		vref := strings.TrimPrefix(key, clistKey(vat, ""))
 		if vref != rootVref && !strings.HasPrefix(vref, "o+d") {
 			s.abandon(vat, s.get(key))
@@ -487,7 +488,7 @@ func (s *state) disconnect(vat string, data CapData) {
 }
 
 func (s *state) rejectDecided(vat string, data CapData) {
-	for _, key := range s.keysWith(clistKey(vat, "kp"), 0) {
+	for _, key := range s.keysWith(clistKey(vat, "kp"), math.MaxInt) {
 		promise := strings.TrimPrefix(key, clistKey(vat, ""))
 		if s.get(promise+".decider") == vat && s.get(promise+".state") == "unresolved" {
 			s.resolve(vat, promise, true, data)

@@ -144,7 +144,8 @@ func (s *state) garbage(id, kind, vref string) {
 	}
 }
 
-// retire deletes an object that nobody reaches, and has those told that recognize it.
+// retire takes an object that nobody reaches from its vat, and has those told that recognize it. It goes with the last of them; a vat
+// that was terminated is one of them until it is cleaned up.
 func (s *state) retire(object string) {
 	var actions []string
 	for _, vat := range s.vats() {
@@ -153,11 +154,7 @@ func (s *state) retire(object string) {
 		}
 	}
 	s.addActions(actions)
-	if len(actions) == 0 {
-		s.deleteObject(object)
-		return
-	}
-	s.delete(object + ".owner") // the counts go with the last who recognizes it
+	s.delete(object + ".owner")
 	s.k.free[object] = true
 }
 
