@@ -45,11 +45,15 @@ func Compare(ctx context.Context, source transcripts.Source, from, to *vat.Engin
 	}
 	m := b.from(FromBundles)
 	m.keep = o.Snapshots
-	report, err := replayAll(ctx, o, a, b, m)
+	vats, err := choose(ctx, source, o.Vats) // once: a node may be adding and removing some
 	if err != nil {
 		return nil, err
 	}
-	report.Classification, err = classify(ctx, source, report, from, to, o)
+	report, err := replayAll(ctx, o, vats, a, b, m)
+	if err != nil {
+		return nil, err
+	}
+	report.Classification, err = classify(ctx, source, vats, report, from, to, o)
 	if err != nil {
 		return nil, err
 	}
@@ -57,12 +61,8 @@ func Compare(ctx context.Context, source transcripts.Source, from, to *vat.Engin
 	return report, nil
 }
 
-func classify(ctx context.Context, source transcripts.Source, report *Report, from, to *vat.Engine, o Options) (*Classification, error) {
+func classify(ctx context.Context, source transcripts.Source, vats []swingstore.Vat, report *Report, from, to *vat.Engine, o Options) (*Classification, error) {
 	c := &Classification{Schema: ClassificationSchema, From: from.Version, To: to.Version, Vats: []Classified{}}
-	vats, err := choose(ctx, source, o.Vats)
-	if err != nil {
-		return nil, err
-	}
 	known, err := openCache(o.Cache)
 	if err != nil {
 		return nil, err

@@ -14,5 +14,9 @@ func RunWithCheckpoints(ctx context.Context, source transcripts.Source, e *vat.E
 		return nil, err
 	}
 	r.pause = 0
-	return replayAll(ctx, o, r)
+	vats, err := choose(ctx, source, o.Vats)
+	if err != nil {
+		return nil, err
+	}
+	return replayAll(ctx, o, vats, r)
 }

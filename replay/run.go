@@ -34,7 +34,11 @@ func Run(ctx context.Context, source transcripts.Source, e *vat.Engine, o Option
 	if err != nil {
 		return nil, err
 	}
-	report, err := replayAll(ctx, o, r)
+	vats, err := choose(ctx, source, o.Vats)
+	if err != nil {
+		return nil, err
+	}
+	report, err := replayAll(ctx, o, vats, r)
 	if err != nil {
 		return nil, err
 	}
@@ -160,14 +164,10 @@ type work struct {
 	result *result
 }
 
-// replayAll replays all vats in all columns.
-func replayAll(ctx context.Context, o Options, runners ...*runner) (*Report, error) {
+// replayAll replays vats in all columns.
+func replayAll(ctx context.Context, o Options, vats []swingstore.Vat, runners ...*runner) (*Report, error) {
 	source := runners[0].source
 	report := &Report{Schema: Schema, Source: Source{Path: source.Path(), Kind: source.Kind()}, Passes: o.passes(), Runs: []Column{}, Vats: []Vat{}}
-	vats, err := choose(ctx, source, o.Vats)
-	if err != nil {
-		return nil, err
-	}
 	var mu sync.Mutex
 	observe := o.Observe
 	if observe != nil {

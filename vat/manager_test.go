@@ -254,6 +254,20 @@ func TestManagerErrors(t *testing.T) {
 	})
 }
 
+// What is the vat's fault is said in words of this package, and in ASCII: encoding/json changes its own, and Unicode grows.
+func TestSupervisorErrorText(t *testing.T) {
+	m := &Manager{o: ManagerOptions{ID: "v1"}}
+	for message, want := range map[string]string{
+		`{"é": 1}`: `the supervisor of v1 says "{\"\u00e9\": 1}": expected an array with something in it`,
+		`[]`:       `the supervisor of v1 says "[]": expected an array with something in it`,
+		`["🫩"`:     `the supervisor of v1 says "[\"\U0001fae9\"": byte 7 of 7 is not JSON: expected "," or "]"`,
+	} {
+		if _, err := m.handle(t.Context(), []byte(message)); err == nil || err.Error() != want {
+			t.Errorf("%v, expected %s", err, want)
+		}
+	}
+}
+
 type failing struct{ err error }
 
 func (f failing) Write([]byte) (int, error) { return 0, f.err }
