@@ -35,6 +35,39 @@ func engine(t testing.TB, version, platform, goal string) *vat.Engine {
 
 const amd64 = "linux/amd64"
 
+// metered returns an engine that is compiled of a version's sources with another metering: what counts as one computron in most places
+// counts as two.
+func metered(t testing.TB, version string) *vat.Engine {
+	t.Helper()
+	s, r := enginetest.Store(t), enginetest.Recipe(t, version)
+	if err := enginetest.Fetch(s)(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(t.TempDir(), "moddable")
+	if err := s.Checkout(t.Context(), r.Pin.Moddable.Tree, dir); err != nil {
+		t.Fatal(err)
+	}
+	header := filepath.Join(dir, "xs", "sources", "xsAll.h")
+	text := readFile(t, header)
+	changed := bytes.Replace(text, []byte("(the->meterIndex++)"), []byte("(the->meterIndex += 2)"), 1)
+	if bytes.Equal(changed, text) {
+		t.Fatalf("%s counts otherwise than expected", header)
+	}
+	if err := os.WriteFile(header, changed, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pin := *r.Pin
+	var err error
+	if pin.Moddable.Tree, err = s.PutTree(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	r.Pin = &pin
+	e := engine(t, version, amd64, recipes.Release)
+	e.Version, e.Worker.Version = version+"-metered", version+"-metered"
+	e.Worker.Path = enginetest.WorkerOf(t, r, amd64, recipes.Release)
+	return e
+}
+
 func open(t testing.TB, path string, archives ...string) transcripts.Source {
 	t.Helper()
 	s, err := transcripts.Open(t.Context(), path, archives...)
@@ -146,6 +179,7 @@ func TestOtherEngines(t *testing.T) {
 	}{
 		{"another worker, with the same engine", engine(t, "agoric-upgrade-16", amd64, recipes.Release), false, replay.Identical, nil, 0},
 		{"the debug worker, which counts otherwise", engine(t, swingsettest.Version, amd64, recipes.Debug), false, replay.SameBehaviour, []replay.Dimension{replay.Computrons}, 1},
+		{"another metering", metered(t, swingsettest.Version), false, replay.SameBehaviour, []replay.Dimension{replay.Computrons}, 1},
 		{"another version's bundles", engine(t, "agoric-upgrade-18", amd64, recipes.Release), true, replay.Divergent, []replay.Dimension{replay.WrongSyscall, replay.ExtraSyscall, replay.Computrons, replay.HeapSnapshot}, 1},
 		{"a changed supervisor", &changed, true, replay.Divergent, []replay.Dimension{replay.WrongSyscall, replay.HeapSnapshot}, 1},
 	} {
