@@ -175,8 +175,22 @@ func ended(err error) (string, error) {
 func (p *player) playSpan(ctx context.Context, i int) error {
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
+	entries := read(reading, p.run.source, p.id)
+	err := p.playEntries(ctx, entries, i)
+	var s *stop
+	if errors.As(err, &s) && (s.outcome == Stopped || s.outcome == Refused) {
+		for e := range entries { // whether the items have the span's hash is only known at their end
+			if e.err != nil {
+				return e.err
+			}
+		}
+	}
+	return err
+}
+
+func (p *player) playEntries(ctx context.Context, entries <-chan entry, i int) error {
 	last := ""
-	for e := range read(reading, p.run.source, p.id) {
+	for e := range entries {
 		if e.err != nil {
 			return e.err
 		}

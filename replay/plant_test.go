@@ -221,3 +221,21 @@ func TestDamaged(t *testing.T) {
 		})
 	}
 }
+
+// What came of a damaged span is not taken for what comes of the span, also if the worker ended before the damage could show.
+func TestDamagedAndKnown(t *testing.T) {
+	t.Parallel()
+	e := engine(t, swingsettest.Version, amd64, recipes.Release)
+	good, bad := excerpt(t, "v5", 1, nil), excerpt(t, "v5", 1, nil)
+	edit(t, bad, func(db *sql.DB) error {
+		_, err := db.Exec("UPDATE transcriptItems SET item = replace(item, 'load-snapshot', 'load-snapshoT') WHERE position = 5")
+		return err
+	})
+	o := replay.Options{Cache: t.TempDir()}
+	if span := run(t, open(t, bad), e, o).Vats[0].Runs[0].Spans[1]; span.Outcome != replay.Damaged {
+		t.Errorf("expected damaged, found %s", show(t, span))
+	}
+	if span := run(t, open(t, good), e, o).Vats[0].Runs[0].Spans[1]; span.Outcome != replay.Replayed || span.Level != replay.Identical {
+		t.Errorf("expected identical, found %s", show(t, span))
+	}
+}

@@ -169,6 +169,7 @@ func TestOtherEngines(t *testing.T) {
 	if bytes.Equal(changed.Supervisor, release.Supervisor) {
 		t.Fatal("the supervisor has no idCounters")
 	}
+	meters := metered(t, swingsettest.Version)
 	for _, test := range []struct {
 		name    string
 		engine  *vat.Engine
@@ -179,7 +180,7 @@ func TestOtherEngines(t *testing.T) {
 	}{
 		{"another worker, with the same engine", engine(t, "agoric-upgrade-16", amd64, recipes.Release), false, replay.Identical, nil, 0},
 		{"the debug worker, which counts otherwise", engine(t, swingsettest.Version, amd64, recipes.Debug), false, replay.SameBehaviour, []replay.Dimension{replay.Computrons}, 1},
-		{"another metering", metered(t, swingsettest.Version), false, replay.SameBehaviour, []replay.Dimension{replay.Computrons}, 1},
+		{"another metering", meters, false, replay.SameBehaviour, []replay.Dimension{replay.Computrons}, 1},
 		{"another version's bundles", engine(t, "agoric-upgrade-18", amd64, recipes.Release), true, replay.Divergent, []replay.Dimension{replay.WrongSyscall, replay.ExtraSyscall, replay.Computrons, replay.HeapSnapshot}, 1},
 		{"a changed supervisor", &changed, true, replay.Divergent, []replay.Dimension{replay.WrongSyscall, replay.HeapSnapshot}, 1},
 	} {
@@ -200,4 +201,12 @@ func TestOtherEngines(t *testing.T) {
 			}
 		})
 	}
+	t.Run("another metering, by which a delivery costs too much", func(t *testing.T) {
+		t.Parallel()
+		spans := run(t, s, meters, replay.Options{Vats: []string{"v8"}}).Vats[0].Runs[0].Spans
+		if spans[0].Outcome != replay.Stopped || !strings.Contains(spans[0].Reason, "at item 2: Compute meter exceeded") ||
+			spans[0].Differences[replay.Status] != 1 || spans[1].Outcome != replay.Unreached {
+			t.Errorf("%s", show(t, spans))
+		}
+	})
 }
