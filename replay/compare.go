@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -78,7 +79,10 @@ func classify(ctx context.Context, source transcripts.Source, vats []swingstore.
 			continue
 		}
 		g.Go(func() (err error) {
-			incarnations[i], err = tryIncarnation(gctx, source, v, from, to, known)
+			incarnations[i], err = tryIncarnation(gctx, source, v, from, to, known, cmp.Or(o.Timeout, DefaultTimeout))
+			if s := lacking(err); s != nil {
+				incarnations[i], err = Way{Way: WayIncarnation, Reason: "it could not be rehearsed: " + s.reason}, nil
+			}
 			return err
 		})
 	}
@@ -148,8 +152,8 @@ func adopt(spans []Span, from, to *vat.Engine, passes Level, reload bool) Way {
 		w.Reason = "there is no transcript"
 		return w
 	}
-	r := replayed(spans)
 	last := spans[len(spans)-1]
+	r := replayed(spans)
 	w.Computrons = r.Computrons.Got
 	hash := ""
 	if n, _ := fmt.Sscanf(last.From, "snapshot %s", &hash); n == 1 {
@@ -162,6 +166,12 @@ func adopt(spans []Span, from, to *vat.Engine, passes Level, reload bool) Way {
 	case Unavailable, Unreached, Damaged:
 		w.Reason = "its current span could not be replayed: " + last.Reason
 		return w
+	}
+	for _, s := range spans {
+		if s.Outcome == Damaged {
+			w.Reason = "its transcript is not what it should be: " + s.Reason
+			return w
+		}
 	}
 	w.Level = &r.Level
 	var made *Snapshot // by the new version, and then the current span followed
@@ -284,8 +294,8 @@ func (r *rehearsal) action(from, to *vat.Engine, vatstore cas.Digest, relax bool
 }
 
 // tryIncarnation rehearses an upgrade of a vat: on a copy of all that the vat has, it is brought back on the old version, and begins a new
-// incarnation of the same code on the new one.
-func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore.Vat, from, to *vat.Engine, c *cache) (w Way, err error) {
+// incarnation of the same code on the new one, for which it has so much time.
+func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore.Vat, from, to *vat.Engine, c *cache, timeout time.Duration) (w Way, err error) {
 	w = Way{Way: WayIncarnation}
 	spans, err := source.Spans(ctx, v.ID)
 	if err != nil {
@@ -354,10 +364,13 @@ func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore
 	if found, err := c.read(a, &w); err != nil || found {
 		return w, err
 	}
+	if err := copyBundle(ctx, tx, source, v.BundleID); err != nil {
+		return w, err
+	}
 	host := &kernelless{}
 	old := true // the old incarnation gets its last delivery
 	if err := copyVat(ctx, tx, source, v, current, inUse); err != nil {
-		if !errors.Is(err, swingstore.ErrPruned) {
+		if !errors.Is(err, swingstore.ErrPruned) && !errors.Is(err, swingstore.ErrNotFound) {
 			return w, err
 		}
 		old = false // as when its engine is no longer there
@@ -371,15 +384,18 @@ func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore
 	}})
 	defer subject.Close()
 	next := vat.Incarnation{Engine: to.Version, BundleID: v.BundleID, Parameters: v.Parameters}
+	rehearsing, end := context.WithCancelCause(ctx)
+	defer end(nil)
 	between := func() error {
 		host.upgrading = true
+		late := time.AfterFunc(timeout, func() { end(context.DeadlineExceeded) })
+		context.AfterFunc(rehearsing, func() { late.Stop() })
 		return nil
 	}
 	var r *vat.Result
 	if old {
-		r, err = subject.Upgrade(ctx, tx, next, between)
-		var differs *vat.ReplayError
-		if errors.As(err, &differs) && !host.upgrading {
+		r, err = subject.Upgrade(rehearsing, tx, next, between)
+		if err != nil && !host.upgrading && isEngines(err) {
 			old, w.Reason = false, fmt.Sprintf("; %s does not bring it back for its last delivery", from.Version)
 		} else if err == nil && !r.Kept && !host.upgrading {
 			w.Reason = fmt.Sprintf("its last delivery on %s fails: %s", from.Version, r.Problem)
@@ -387,11 +403,14 @@ func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore
 		}
 	}
 	if !old {
-		r, err = subject.UpgradeWithoutEngine(ctx, tx, next, between)
+		r, err = subject.UpgradeWithoutEngine(rehearsing, tx, next, between)
 	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return w, context.Cause(ctx)
+	case err != nil && rehearsing.Err() != nil:
+		w.Reason = fmt.Sprintf("a new incarnation does not start on %s within %v", to.Version, timeout)
+		return w, nil // on another machine it may
 	case err != nil:
 		why, err := ended(err)
 		if err != nil {
@@ -405,6 +424,17 @@ func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore
 		w.Reason = fmt.Sprintf("a new incarnation starts on %s%s", to.Version, w.Reason)
 	}
 	return w, c.write(a, w)
+}
+
+// isEngines reports whether it is the engine on which a vat could not be brought back that is to blame.
+func isEngines(err error) bool {
+	var differs *vat.ReplayError
+	var refused *vat.SnapshotRefusedError
+	if errors.As(err, &differs) || errors.As(err, &refused) {
+		return true
+	}
+	_, err = ended(err)
+	return err == nil
 }
 
 // kernelless answers the syscalls of a rehearsal, where there is no other vat and no device.
@@ -435,8 +465,18 @@ func copyVatstore(ctx context.Context, tx *swingstore.Tx, source transcripts.Sou
 	return cas.Digest{Hash: hex.EncodeToString(h.Sum(nil)), Size: int64(*size)}, nil
 }
 
-// copyVat copies what a vat is brought back from. The error is swingstore.ErrPruned if not all of it is there, and then a vat is
-// there to be upgraded without being brought back.
+// copyBundle copies a bundle.
+func copyBundle(ctx context.Context, tx *swingstore.Tx, source transcripts.Source, id string) error {
+	bundle, err := source.Bundle(ctx, id)
+	if err != nil {
+		return err
+	}
+	_, err = tx.AddBundle(bundle)
+	return err
+}
+
+// copyVat copies what a vat is brought back from. The error is swingstore.ErrPruned or swingstore.ErrNotFound if not all of it is there, and then a
+// vat is there to be upgraded without being brought back.
 func copyVat(ctx context.Context, tx *swingstore.Tx, source transcripts.Source, v swingstore.Vat, current swingstore.Span, inUse *swingstore.Snapshot) error {
 	if err := tx.SetVat(v); err != nil {
 		return err
@@ -447,15 +487,6 @@ func copyVat(ctx context.Context, tx *swingstore.Tx, source transcripts.Source, 
 	}
 	if err != nil && !errors.Is(err, swingstore.ErrNotFound) {
 		return err
-	}
-	for _, id := range append([]string{v.BundleID}, v.Options.WorkerOptions.BundleIDs...) {
-		bundle, err := source.Bundle(ctx, id)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.AddBundle(bundle); err != nil {
-			return err
-		}
 	}
 	if current.Start > 0 {
 		before := current
@@ -471,6 +502,12 @@ func copyVat(ctx context.Context, tx *swingstore.Tx, source transcripts.Source, 
 	if inUse != nil {
 		if err := copySnapshot(ctx, tx, source, *inUse); err != nil {
 			return err
+		}
+	} else {
+		for _, id := range v.Options.WorkerOptions.BundleIDs {
+			if err := copyBundle(ctx, tx, source, id); err != nil {
+				return err
+			}
 		}
 	}
 	for item, err := range source.Items(ctx, current) {

@@ -3,8 +3,10 @@ package replay_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/enginery/enginery/internal/swingsettest"
 	"github.com/enginery/enginery/recipes"
@@ -107,5 +109,83 @@ func TestCompareWithoutSnapshots(t *testing.T) {
 	}
 	if a, m := r.Vats[0].Runs[replay.ColumnAdoption], r.Vats[0].Runs[replay.ColumnMigration]; a.Deliveries != m.Deliveries || a.Level != replay.Identical {
 		t.Errorf("%s", show(t, r))
+	}
+}
+
+// What is wrong with the source of a vat, or with one of the versions, is the reason why a way does not work, and no reason to say nothing.
+func TestCompareInVain(t *testing.T) {
+	t.Parallel()
+	from := engine(t, swingsettest.Version, amd64, recipes.Release)
+	to := engine(t, "agoric-upgrade-16", amd64, recipes.Release)
+	deaf := *from // it loads no heap snapshots
+	deaf.Worker.Path = wrap(t, from.Worker.Path, `case "$*" in *" -r "*) echo cannot read snapshot >&2; exit 2;; esac`)
+	mute := *to
+	mute.Worker.Path = wrap(t, to.Worker.Path, "exec sleep 1000")
+	for _, test := range []struct {
+		name, sql string
+		from, to  *vat.Engine
+		class     replay.Class
+		reasons   [3]string // of the ways
+	}{
+		{
+			"an item of the current span", "UPDATE transcriptItems SET item = replace(item, 'ok', 'kk') WHERE vatID = 'v4' AND position = 147", from, to, replay.Stay,
+			[3]string{"is damaged", "is damaged", "is damaged"},
+		},
+		{
+			"an item of an earlier span", "UPDATE transcriptItems SET item = replace(item, 'ok', 'kk') WHERE vatID = 'v4' AND position = 40", from, to, replay.Upgrade,
+			[3]string{"is damaged", "is damaged", "starts on agoric-upgrade-16"},
+		},
+		{
+			"the vat's bundle", "DELETE FROM bundles WHERE bundleID IN (SELECT json_extract(value, '$.bundleID') FROM kvStore WHERE key = 'v4.source')", from, to, replay.Resume,
+			[3]string{"identical", "not in the store", "not in the store"},
+		},
+		{
+			"the old version, which does not bring the vat back", "", &deaf, to, replay.Resume,
+			[3]string{"identical", "identical", "a new incarnation starts on agoric-upgrade-16; agoric-upgrade-22 does not bring it back"},
+		},
+		{
+			"the new version, which does not answer", "", from, &mute, replay.Stay,
+			[3]string{"divergent", "divergent", "does not start on agoric-upgrade-16 within 5s"},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			path, o := storeWithHeaps(t), replay.Options{Vats: []string{"v4"}}
+			if test.sql != "" {
+				swingsettest.Change(t, path, test.sql)
+			}
+			if test.to == &mute {
+				o.Timeout = 5 * time.Second
+			}
+			v := compare(t, path, test.from, test.to, o).Classification.Vats[0]
+			if v.Class != test.class || !slices.EqualFunc(v.Ways, test.reasons[:], func(w replay.Way, want string) bool { return strings.Contains(w.Reason, want) }) {
+				t.Errorf("expected %s, %q: %s", test.class, test.reasons, show(t, v))
+			}
+		})
+	}
+}
+
+// A node may clean up after a vat while its store is compared.
+func TestCompareWhileWriting(t *testing.T) {
+	t.Parallel()
+	path := swingsettest.Store(t)
+	e := engine(t, swingsettest.Version, amd64, recipes.Release)
+	remove := func(which string) {
+		swingsettest.Change(t, path, "DELETE FROM transcriptSpans WHERE vatID "+which)
+		swingsettest.Change(t, path, "DELETE FROM kvStore WHERE key GLOB 'v[0-9]*.options' AND replace(key, '.options', '') "+which)
+	}
+	remove("NOT IN ('v6', 'v8')")
+	r := compare(t, path, e, e, replay.Options{Observe: func(e replay.Event) {
+		if e.Kind == replay.Planned {
+			remove("= 'v6'")
+		}
+	}})
+	inUse, err := open(t, path).Snapshots(t.Context(), "v8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := r.Classification.Vats
+	if len(c) != 1 || c[0].Vat != "v8" || c[0].Class != replay.Resume || c[0].Ways[0].Snapshot != inUse[0].Hash {
+		t.Errorf("expected v8 to go on from %s: %s", inUse[0].Hash, show(t, c))
 	}
 }

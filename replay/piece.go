@@ -135,16 +135,25 @@ func (p *player) judge(ctx context.Context, err error) (*stop, error) {
 		return nil, context.Cause(ctx)
 	}
 	var s *stop
-	var damaged *swingstore.DamagedError
-	switch {
-	case errors.As(err, &s):
+	if errors.As(err, &s) {
 		return s, nil
-	case errors.As(err, &damaged):
-		return &stop{Damaged, err.Error()}, nil
-	case errors.Is(err, swingstore.ErrPruned), errors.Is(err, swingstore.ErrNotFound):
-		return &stop{Unavailable, err.Error()}, nil
+	}
+	if s = lacking(err); s != nil {
+		return s, nil
 	}
 	return nil, fmt.Errorf("replaying %s on %s: %w", p.id, p.run.engine.Version, err)
+}
+
+// lacking returns what is wrong with the source, or nil if the error says something else.
+func lacking(err error) *stop {
+	var damaged *swingstore.DamagedError
+	switch {
+	case errors.As(err, &damaged):
+		return &stop{Damaged, err.Error()}
+	case errors.Is(err, swingstore.ErrPruned), errors.Is(err, swingstore.ErrNotFound):
+		return &stop{Unavailable, err.Error()}
+	}
+	return nil
 }
 
 // ended returns what the end of a worker says, if it is the engine or the vat that ended it. An error is this machine's.
