@@ -20,6 +20,7 @@ type event struct {
 	Replay   bool            `json:"replay"`
 
 	Delivery json.RawMessage   `json:"vd"`
+	Index    *int              `json:"syscallNum"`
 	Syscall  json.RawMessage   `json:"vsc"`
 	Answer   json.RawMessage   `json:"vsr"`
 	Result   []json.RawMessage `json:"dr"` // status, problem or null, meter
@@ -45,6 +46,7 @@ type slogVat struct {
 	delivery json.RawMessage // under way
 	number   int64
 	syscalls []syscall
+	asked    bool // the last of them has no answer yet
 }
 
 type pendingItem struct {
@@ -117,17 +119,21 @@ func (v *slogVat) event(tx *swingstore.Tx, e *event) error {
 			}
 			v.crank = *e.CrankNum
 		}
-		v.delivery, v.number, v.syscalls = e.Delivery, e.Number, nil
+		if e.Delivery == nil {
+			return errors.New("a deliver without vd")
+		}
+		v.delivery, v.number, v.syscalls, v.asked = e.Delivery, e.Number, nil, false
 		return v.fill(kindOf(e.Delivery))
 	case "syscall":
-		v.syscalls = append(v.syscalls, syscall{Syscall: e.Syscall, Answer: json.RawMessage(`["ok",null]`)})
+		return v.syscall(e)
 	case "syscall-result":
-		if n := len(v.syscalls); n > 0 {
-			v.syscalls[n-1].Answer = e.Answer
-		}
+		return v.answer(e)
 	case "deliver-result":
 		if v.delivery == nil {
 			return nil
+		}
+		if v.asked {
+			return v.missing("the result of syscall %d", len(v.syscalls)-1)
 		}
 		if len(e.Result) == 0 {
 			return errors.New("a deliver-result without dr")
@@ -162,6 +168,40 @@ func (v *slogVat) event(tx *swingstore.Tx, e *event) error {
 			pendingItem{position: e.EndPosition + 1, text: item(json.RawMessage(`["load-snapshot",{"snapshotID":`+hash+`}]`), nil, ok), span: true})
 	}
 	return nil
+}
+
+// syscall takes in a syscall of the delivery under way, if the slog has its beginning.
+func (v *slogVat) syscall(e *event) error {
+	switch n := len(v.syscalls); {
+	case v.delivery == nil:
+		return nil
+	case e.Syscall == nil:
+		return errors.New("a syscall without vsc")
+	case v.asked:
+		return v.missing("the result of syscall %d", n-1)
+	case e.Index != nil && *e.Index != n:
+		return v.missing("syscall %d", n)
+	}
+	v.syscalls, v.asked = append(v.syscalls, syscall{Syscall: e.Syscall}), true
+	return nil
+}
+
+// answer takes in the answer to the last syscall.
+func (v *slogVat) answer(e *event) error {
+	switch {
+	case v.delivery == nil:
+		return nil
+	case e.Answer == nil:
+		return errors.New("a syscall-result without vsr")
+	case !v.asked:
+		return v.missing("syscall %d", len(v.syscalls))
+	}
+	v.syscalls[len(v.syscalls)-1].Answer, v.asked = e.Answer, false
+	return nil
+}
+
+func (v *slogVat) missing(format string, args ...any) error {
+	return fmt.Errorf("%s of item %d of %s is not there: a part of the slog is missing", fmt.Sprintf(format, args...), v.number, v.id)
 }
 
 // record records what is known of the vat.

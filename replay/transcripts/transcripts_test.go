@@ -150,6 +150,37 @@ func TestSlogFromTheMiddle(t *testing.T) {
 	}
 }
 
+// Nothing that is missing in a slog is made up.
+func TestSlogWithHoles(t *testing.T) {
+	t.Parallel()
+	b, err := os.ReadFile(swingsettest.Slog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	without := func(kind string) string { // the first line of a kind
+		line := bytes.Index(b, []byte(`{"type":"`+kind+`",`))
+		end := line + bytes.IndexByte(b[line:], '\n') + 1
+		return string(b[:line]) + string(b[end:])
+	}
+	replaced := func(old, new string) string { return strings.Replace(string(b), old, new, 1) }
+	for _, test := range []struct{ slog, want string }{
+		{without("syscall"), "syscall 0 of item 1 of v1 is not there: a part of the slog is missing"},
+		{without("syscall-result"), "the result of syscall 0 of item 1 of v1 is not there: a part of the slog is missing"},
+		{replaced(`"vsc":`, `"x":`), "a syscall without vsc"},
+		{replaced(`"vsr":`, `"x":`), "a syscall-result without vsr"},
+		{replaced(`"vd":`, `"x":`), "a deliver without vd"},
+		{replaced(`"dr":`, `"x":`), "a deliver-result without dr"},
+	} {
+		path := filepath.Join(t.TempDir(), "slog")
+		if err := os.WriteFile(path, []byte(test.slog), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := transcripts.Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%v, %v; expected %s", s, err, test.want)
+		}
+	}
+}
+
 // A transcript file as misc-tools/extract-transcript-from-kerneldb.js writes it.
 func TestTranscript(t *testing.T) {
 	t.Parallel()
