@@ -66,7 +66,8 @@ func (r *Reader) context(ctx context.Context) context.Context {
 // Store is an open store. Its methods may be called from many goroutines.
 type Store struct {
 	Reader
-	db *sql.DB
+	file string // the database's path
+	db   *sql.DB
 
 	writing sync.Mutex  // held by a transaction
 	writer  *sql.Conn   // nil if read-only
@@ -164,7 +165,7 @@ func open(path string, query url.Values) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{Reader: Reader{path: path, q: &statements{on: db}}, db: db}
+	s := &Store{Reader: Reader{path: path, q: &statements{on: db}}, file: path, db: db}
 	if err := s.checkSchema(context.Background()); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("%s: %w", path, err)
@@ -178,7 +179,7 @@ func create(path string, query url.Values) (*Store, error) {
 		return nil, err
 	}
 	ctx := context.Background()
-	s := &Store{Reader: Reader{path: path, q: &statements{on: db}}, db: db}
+	s := &Store{Reader: Reader{path: path, q: &statements{on: db}}, file: path, db: db}
 	err = func() error {
 		if s.writer, err = db.Conn(ctx); err != nil {
 			return err
@@ -206,7 +207,7 @@ func create(path string, query url.Values) (*Store, error) {
 func (s *Store) Close() error {
 	if s.writer == nil {
 		if s.alone {
-			defer tidy(s.path)
+			defer tidy(s.file)
 		}
 		return s.db.Close()
 	}
@@ -218,8 +219,11 @@ func (s *Store) Close() error {
 	return s.db.Close()
 }
 
-// Path returns the path of the database.
+// Path returns the path of the database, or what it is called in its place.
 func (r *Reader) Path() string { return r.path }
+
+// Call has Path and errors say name in place of the database's path: what its content was read from, say.
+func (s *Store) Call(name string) { s.path = name }
 
 // schema is that of swing-store (src/*.js), and the table engines.
 const schema = `

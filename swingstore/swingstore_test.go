@@ -296,6 +296,15 @@ func TestLive(t *testing.T) {
 	if _, err := r.Begin(); err == nil {
 		t.Error("a transaction began in a store that is open for reading")
 	}
+	n, err = 0, nil
+	for _, err = range r.Items(t.Context(), span) {
+		if n++; n == 1 { // a node removes the span, while the reader is at it
+			swingsettest.Change(t, path, "DELETE FROM transcriptItems WHERE vatID = 'v1'")
+		}
+	}
+	if !errors.Is(err, swingstore.ErrPruned) {
+		t.Errorf("of a span that is removed meanwhile: %v", err)
+	}
 }
 
 func TestTransactions(t *testing.T) {

@@ -99,7 +99,7 @@ func sum(s string) string {
 // batch is what is read in one query, so that a node's writer never waits for who works on items.
 const batchItems, batchBytes = 256, 1 << 20
 
-// Items returns the items of a span in their order, and then an error if none of them is there (ErrPruned), or not all, or they have not
+// Items returns the items of a span in their order, and then an error if none of them is there any more (ErrPruned), or not all, or they have not
 // the span's hash (*DamagedError): who has seen the end without an error has seen the true items. It may be ranged over more than once.
 func (r *Reader) Items(ctx context.Context, s Span) iter.Seq2[Item, error] {
 	return func(yield func(Item, error) bool) {
@@ -152,12 +152,17 @@ func (r *Reader) batch(ctx context.Context, s Span, position int64) ([]Item, err
 	if err := rows.Err(); err != nil {
 		return nil, r.wrap(err, "reading %s", s)
 	}
-	switch {
-	case len(items) > 0:
-	case position == s.Start:
-		return nil, r.wrap(ErrPruned, "reading %s: item %d", s, position)
-	default:
-		return nil, r.damaged(s.String(), fmt.Sprintf("item %d", position), "the end")
+	if len(items) > 0 {
+		return items, nil
 	}
-	return items, nil
+	left := 0 // unless a node removes the span while it is read
+	if position > s.Start {
+		if err := r.row(ctx, "SELECT count(*) FROM (SELECT 1 FROM transcriptItems WHERE vatID = ? AND ? <= position AND position < ? LIMIT 1)", s.Vat, s.Start, s.End).Scan(&left); err != nil {
+			return nil, r.wrap(err, "reading %s", s)
+		}
+	}
+	if left == 0 {
+		return nil, r.wrap(ErrPruned, "reading %s: item %d", s, position)
+	}
+	return nil, r.damaged(s.String(), fmt.Sprintf("item %d", position), "the end")
 }

@@ -71,10 +71,8 @@ func each(r io.Reader, f func(n int, line []byte) error) error {
 // imported is a store that was made of something else, and goes with Close.
 type imported struct {
 	store
-	from, dir string
+	dir string
 }
-
-func (i *imported) Path() string { return i.from }
 
 func (i *imported) Close() error {
 	return errors.Join(i.store.Close(), os.RemoveAll(i.dir))
@@ -119,7 +117,8 @@ func importLines(ctx context.Context, path, kind string, read func(tx *swingstor
 		}
 		return nil, fmt.Errorf("reading %s as a %s: %w", path, kind, err)
 	}
-	return &imported{store{s, kind}, path, dir}, nil
+	s.Call(path)
+	return &imported{store{s, kind}, dir}, nil
 }
 
 // syscall is a syscall as an item of a transcript has it.

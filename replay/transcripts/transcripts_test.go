@@ -130,7 +130,7 @@ func TestSlogFromTheMiddle(t *testing.T) {
 		t.Errorf("what came before is %s", first)
 	}
 	for _, err := range slog.Items(t.Context(), got[0]) {
-		if !errors.Is(err, swingstore.ErrPruned) {
+		if !errors.Is(err, swingstore.ErrPruned) || !strings.HasPrefix(err.Error(), path+": ") {
 			t.Errorf("what came before: %v", err)
 		}
 	}
