@@ -71,7 +71,7 @@ func (e *export) open() error {
 		return err
 	}
 	// A later line wins over an earlier one with the same key, and null removes it. A vat's current span is under transcript.VAT.current.
-	spans, snapshots := make(map[string]swingstore.Span), make(map[string]swingstore.Snapshot)
+	spans, snapshots, bundles := make(map[string]swingstore.Span), make(map[string]swingstore.Snapshot), make(map[string]bool)
 	if err := e.each(func(key string, value *string) error {
 		switch part, rest, _ := strings.Cut(key, "."); {
 		case part == "kv" && ofVats(rest):
@@ -94,13 +94,26 @@ func (e *export) open() error {
 				}
 				snapshots[key] = s
 			}
+		case part == "bundle":
+			bundles[key] = value != nil
 		}
 		return nil
 	}); err != nil {
 		return fmt.Errorf("%s: %w", e.data, err)
 	}
+	// Data that is cut off lacks the end, which is of what there are artifacts. The kernel does not import such an export either.
+	told := bundles
 	for _, s := range spans {
+		told[spanName(s)] = true
 		e.spans[s.Vat] = append(e.spans[s.Vat], s)
+	}
+	for _, s := range snapshots {
+		told[snapshotName(s)] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.artifacts)) {
+		if !told[name] {
+			return &swingstore.DamagedError{Store: e.dir, What: filepath.Base(e.data), Want: "a record of the artifact " + name, Found: "none: it may be cut off"}
+		}
 	}
 	for vat, list := range e.spans {
 		slices.SortFunc(list, func(a, b swingstore.Span) int { return cmp.Compare(a.Start, b.Start) })

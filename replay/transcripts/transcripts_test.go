@@ -175,8 +175,8 @@ func TestSlogWithHoles(t *testing.T) {
 		if err := os.WriteFile(path, []byte(test.slog), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if s, err := transcripts.Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), test.want) {
-			t.Errorf("%v, %v; expected %s", s, err, test.want)
+		if _, err := transcripts.Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%v; expected %s", err, test.want)
 		}
 	}
 }
@@ -440,6 +440,28 @@ func TestExport(t *testing.T) {
 		}
 		if last == nil || !strings.Contains(last.Error(), want) {
 			t.Errorf("%v; expected %q", last, want)
+		}
+	}
+}
+
+// Data of an export that ends too early is noticed, also if it is cut at the end of a line.
+func TestExportCutOff(t *testing.T) {
+	t.Parallel()
+	dir := export(t, swingsettest.Store(t))
+	path := filepath.Join(dir, "export-data.jsonl")
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.SplitAfter(bytes.TrimSuffix(whole, []byte("\n")), []byte("\n"))
+	for _, n := range []int{0, 1, len(lines) / 2, len(lines) - 12, len(lines) - 1, len(lines)} {
+		if err := os.WriteFile(path, bytes.Join(lines[:n], nil), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var damaged *swingstore.DamagedError
+		_, err := transcripts.Open(t.Context(), dir)
+		if n == len(lines) && err != nil || n < len(lines) && (!errors.As(err, &damaged) || !strings.Contains(err.Error(), "cut off")) {
+			t.Errorf("%d of %d lines: %v", n, len(lines), err)
 		}
 	}
 }
