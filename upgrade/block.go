@@ -20,7 +20,7 @@ type Budget struct {
 // Share is a part of a block. Upgrades and deliveries do not take from each other.
 //
 // An upgrade is tried if what it is expected to use is left, and a delivery is made if anything is left. What it uses more is taken from the
-// next blocks. If an upgrade is expected to use more than a whole share, the shares of several blocks are saved for it.
+// next blocks. If too little is left for the first request of a block, or for its first step after the requests, that is saved for it over blocks.
 type Share struct {
 	Upgrades           int64 `json:"upgrades"`           // tried, whatever comes of them
 	UpgradeComputrons  int64 `json:"upgradeComputrons"`  // with Budget.Start for each
@@ -140,12 +140,13 @@ func (c *Controller) EndBlock(ctx context.Context, used int64) (*Block, error) {
 // upgrades tries upgrades, and returns what is carried over to the next block: what was used too much, or what is saved for an upgrade that needs more.
 func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, share Share, carry int64) (int64, error) {
 	left := share.UpgradeComputrons + carry
-	saved := int64(0) // at most, for an upgrade that waits
+	saved := int64(0)  // at most, for an upgrade that waits
+	before := int64(0) // upgrades that were tried before the first request, or before the first step
 	try := func(expected int64, f func() (int64, error)) (bool, error) {
 		if b.Upgrades == share.Upgrades || expected > left {
 			if share.Upgrades == 0 { // it waits for a block that takes upgrades
 				saved = max(carry, 0)
-			} else if b.Upgrades == 0 {
+			} else if b.Upgrades == before && expected > left { // it is the first, and would wait for ever
 				saved = expected
 			}
 			return false, nil
@@ -172,6 +173,7 @@ func (c *Controller) upgrades(ctx context.Context, b *Block, settings Settings, 
 			return min(left, saved), nil
 		}
 	}
+	before = b.Upgrades
 	for range share.Upgrades + skips {
 		r, err := c.s.rollout(ctx)
 		if err != nil {

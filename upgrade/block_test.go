@@ -117,6 +117,24 @@ func TestCarry(t *testing.T) {
 	}
 }
 
+// What requests leave of a share is saved for the next step of the rollout, if it is too little for that.
+func TestCarryBesideRequests(t *testing.T) {
+	t.Parallel()
+	s := upgrade.DefaultSettings()
+	s.Budget.Block.UpgradeComputrons, s.Budget.Full.UpgradeComputrons = 45*million, 45*million
+	c := many(t, s, 2, 0)
+	for i, want := range []struct{ upgrades, carry int64 }{{1, 18 * million}, {2, 0}, {1, 18 * million}, {2, 0}} { // a request and a step are 27 million each
+		c.must(c.AddVat(t.Context(), fmt.Sprintf("v%d", 10+i), false))
+		c.request(fmt.Sprintf("v%d", 10+i), "")
+		if b := c.end(0); b.Upgrades != want.upgrades || b.UpgradeCarry != want.carry {
+			t.Errorf("block %d: %+v, want %+v", i, b, want)
+		}
+	}
+	if r, err := c.Rollout(t.Context()); err != nil || r.State != upgrade.Done || r.Upgraded != 2 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // One vat that fails does not stop the others, more than a few do, and somebody lets it go on.
 func TestStopRule(t *testing.T) {
 	t.Parallel()

@@ -286,17 +286,18 @@ func (m *model) end(used int64) {
 	running := m.rollout != nil && m.rollout.State == upgrade.Running
 
 	left, tried := share.UpgradeComputrons+m.upgradeC, int64(0)
-	saved := int64(0)
+	saved, first := int64(0), true // of the requests, or of the steps
 	attempt := func(v *modelVat, expected int64, bundle string, cause upgrade.Cause, policy upgrade.Policy) bool {
 		if tried >= share.Upgrades || expected > left {
 			if share.Upgrades == 0 {
 				saved = max(0, m.upgradeC)
-			} else if tried == 0 {
+			} else if first && expected > left {
 				saved = expected
 			}
 			return false
 		}
 		tried++
+		first = false
 		o := m.host.outcomeOfUpgrade(m.height, v.ID, m.current, bundle)
 		m.log = append(m.log, fmt.Sprintf("upgrade %s %s %s %s %s %v", v.ID, v.Version, m.current, bundle, cause, v.Suspended))
 		left -= b.Start + o.Computrons
@@ -347,6 +348,7 @@ func (m *model) end(used int64) {
 		v := m.vats[m.requests[0]]
 		more = attempt(v, expected(v, 0), v.Request.Bundle, v.Cause, m.settings.OnFailure)
 	}
+	first = true
 	for more && m.rollout != nil && m.rollout.State == upgrade.Running {
 		if len(m.steps) == 0 {
 			m.rollout.State, m.rollout.Ended = upgrade.Done, m.height
