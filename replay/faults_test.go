@@ -1,6 +1,9 @@
 package replay_test
 
 import (
+	"encoding/json"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -69,6 +72,10 @@ func TestFaults(t *testing.T) {
 			engine: with(func(e *vat.Engine) { e.Worker.Path = wrap(t, e.Worker.Path, "kill -KILL $$") }),
 		},
 		{
+			name: "a worker that somebody else ends", fails: "signal 24",
+			engine: with(func(e *vat.Engine) { e.Worker.Path = wrap(t, e.Worker.Path, "kill -XCPU $$") }),
+		},
+		{
 			name: "no worker", fails: "no such file",
 			engine: with(func(e *vat.Engine) { e.Worker.Path = "/nowhere/xsnap-worker" }),
 		},
@@ -92,6 +99,26 @@ func TestFaults(t *testing.T) {
 				t.Errorf("%s", show(t, span))
 			}
 		})
+	}
+}
+
+// A worker to which this machine gives no memory says nothing of the version.
+func TestRefusedMemory(t *testing.T) {
+	t.Parallel()
+	e := engine(t, swingsettest.Version, amd64, recipes.Release)
+	c := child{
+		Store: swingsettest.Store(t), Cache: t.TempDir(), Version: e.Version, Protocol: e.Worker.Protocol, Worker: wrap(t, e.Worker.Path, "ulimit -d 30000"),
+		Limited: true,
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), childEnv+"="+string(text))
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "exit code 11 (not enough memory)") || !strings.Contains(string(out), "lift that limit") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -156,6 +156,9 @@ func lacking(err error) *stop {
 	return nil
 }
 
+// crashes are signals that a program gets for what it does itself. Any other comes from somebody else.
+var crashes = []syscall.Signal{syscall.SIGABRT, syscall.SIGBUS, syscall.SIGFPE, syscall.SIGILL, syscall.SIGSEGV, syscall.SIGSYS, syscall.SIGTRAP}
+
 // ended returns what the end of a worker says, if it is the engine or the vat that ended it. An error is this machine's.
 func ended(err error) (string, error) {
 	var exit *xsnap.ExitError
@@ -164,8 +167,11 @@ func ended(err error) (string, error) {
 	var guest *xsnap.GuestError
 	switch {
 	case errors.As(err, &exit):
-		if exit.Signal == syscall.SIGKILL || exit.Signal == syscall.SIGTERM || exit.Signal == syscall.SIGINT {
+		if exit.Signal != 0 && !slices.Contains(crashes, exit.Signal) {
 			return "", fmt.Errorf("%w; if memory was short, run with fewer jobs", err)
+		}
+		if exit.Limit != "" {
+			return "", err
 		}
 		plain := *exit
 		plain.Stderr = "" // which may hold addresses

@@ -20,6 +20,7 @@ import (
 	"github.com/enginery/enginery/replay"
 	"github.com/enginery/enginery/replay/transcripts"
 	"github.com/enginery/enginery/vat"
+	"golang.org/x/sys/unix"
 )
 
 // childEnv has the test program replay, and be killed.
@@ -29,6 +30,7 @@ type child struct {
 	Store, Cache, Version, Worker string
 	Protocol                      int
 	All                           bool // vats, from bundles
+	Limited                       bool // in memory, so that it may be this process's limit if a worker gets none
 }
 
 func TestMain(m *testing.M) {
@@ -36,6 +38,12 @@ func TestMain(m *testing.M) {
 		var c child
 		if err := json.Unmarshal([]byte(text), &c); err != nil {
 			panic(err)
+		}
+		if c.Limited {
+			const much = 16 << 30
+			if err := unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: much, Max: much}); err != nil {
+				panic(err)
+			}
 		}
 		s, err := transcripts.Open(context.Background(), c.Store)
 		if err != nil {
@@ -84,7 +92,7 @@ func TestSameReport(t *testing.T) {
 	})
 	t.Run("killed", func(t *testing.T) {
 		t.Parallel()
-		c := child{path, t.TempDir(), e.Version, e.Worker.Path, e.Worker.Protocol, false}
+		c := child{path, t.TempDir(), e.Version, e.Worker.Path, e.Worker.Protocol, false, false}
 		text, err := json.Marshal(c)
 		if err != nil {
 			t.Fatal(err)
