@@ -432,7 +432,9 @@ func (p *player) save(ctx context.Context, e entry) (err error) {
 	defer cancel()
 	halt := context.AfterFunc(limit, p.m.Kill)
 	err = p.m.Snapshot(ctx, dst, p.run.column.Reload)
-	halt()
+	if !halt() && err == nil {
+		err = xsnap.ErrKilled // or is about to be
+	}
 	if err != nil {
 		return p.gone(limit, e, err)
 	}

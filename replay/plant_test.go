@@ -161,9 +161,6 @@ func TestPlanted(t *testing.T) {
 			if test.count != nil && fmt.Sprint(span.Differences) != fmt.Sprint(test.count) {
 				t.Errorf("expected %v, found %v: %s", test.count, span.Differences, show(t, span.Listed))
 			}
-			if !slices.Contains([]replay.Dimension{replay.WrongSyscall, replay.Computrons, replay.HeapSnapshot}, first.Dimension) {
-				return
-			}
 			again, err := replay.Reproduce(t.Context(), first.Reproducer, e, replay.Options{})
 			if err != nil || !again.Reproduced {
 				t.Errorf("reproducing: %v %s", err, show(t, again))
