@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
@@ -76,6 +77,9 @@ func (f *replayFlags) check(a *app, files ...string) error {
 	if f.Jobs < 0 {
 		return usage(fmt.Errorf("--jobs %d: expected 0 or more", f.Jobs))
 	}
+	if err := checkTimeout(f.Timeout); err != nil {
+		return err
+	}
 	for _, file := range append(files, f.page, f.junit) {
 		if file == "" {
 			continue
@@ -85,10 +89,25 @@ func (f *replayFlags) check(a *app, files ...string) error {
 		} else if !info.IsDir() {
 			return usage(fmt.Errorf("%s could not be written: %s is no folder", file, filepath.Dir(file)))
 		}
+		if info, err := os.Stat(file); err == nil && info.IsDir() {
+			return usage(fmt.Errorf("%s could not be written: it is a folder", file))
+		}
+	}
+	for _, folder := range []string{f.Reproducers, f.Snapshots} {
+		if info, err := os.Stat(folder); err == nil && !info.IsDir() {
+			return usage(fmt.Errorf("nothing could be written to %s: it is no folder", folder))
+		}
 	}
 	f.archival = true // nothing that is found out here reaches consensus
 	if f.resume {
 		f.Cache = filepath.Join(a.home, "state", "replay")
+	}
+	return nil
+}
+
+func checkTimeout(d time.Duration) error {
+	if d <= 0 {
+		return usage(fmt.Errorf("--timeout %v: expected more than 0", d))
 	}
 	return nil
 }
@@ -282,6 +301,9 @@ difference, or another; 4 the version cannot be had; 130 interrupted.`,
   enginery replay reproduce v9-1204-computrons-agoric-upgrade-22-bundles.sqlite --version agoric-upgrade-18`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := checkTimeout(o.Timeout); err != nil {
+				return err
+			}
 			if _, err := os.Stat(args[0]); err != nil {
 				return usage(fmt.Errorf("the reproducer: %w", err))
 			}

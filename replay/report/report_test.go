@@ -246,6 +246,8 @@ func TestVerdict(t *testing.T) {
 	}{
 		"same":            {nil, all.same, Verdict{Passed: true, Whole: true, Word: "Same", Class: "good"}},
 		"different":       {nil, all.planted, Verdict{Word: "Different", Class: "bad"}},
+		"damaged":         {keepDamaged, all.planted, Verdict{Word: "Damaged", Class: "bad"}},
+		"stopped at once": {stopped, all.planted, Verdict{Word: "Different", Class: "bad"}},
 		"only a meter":    {keep(t, 5, 32, replay.Computrons), all.planted, Verdict{Passed: true, Whole: true, Word: "Same enough", Class: "fair"}},
 		"pruned":          {func(r *replay.Report) { r.Vats = r.Vats[2:] }, all.planted, Verdict{Passed: true, Word: "Same, as far as it goes", Class: "fair"}},
 		"no vats":         {func(r *replay.Report) { r.Vats = nil }, all.same, Verdict{Whole: true, Word: "Nothing replayed", Class: "bad"}},
@@ -275,6 +277,23 @@ func TestVerdict(t *testing.T) {
 			}
 		})
 	}
+}
+
+// keepDamaged leaves of a report the span of v6 that is damaged, with a difference that follows from it.
+func keepDamaged(r *replay.Report) {
+	r.Vats = r.Vats[1:2]
+	run := &r.Vats[0].Runs[0]
+	run.Spans = slices.DeleteFunc(run.Spans, func(s replay.Span) bool { return s.Outcome != replay.Damaged })
+	run.Spans[0].Differences = map[replay.Dimension]int64{replay.WrongSyscall: 1}
+}
+
+// stopped leaves of a report a span whose worker ended.
+func stopped(r *replay.Report) {
+	r.Vats = r.Vats[:1]
+	run := &r.Vats[0].Runs[0]
+	run.Spans = run.Spans[:1]
+	s := &run.Spans[0]
+	s.Outcome, s.Level, s.Differences = replay.Stopped, replay.Divergent, map[replay.Dimension]int64{replay.WorkerExit: 1}
 }
 
 // keep leaves of a report the span of v5 between two positions, with differences of one dimension.

@@ -35,6 +35,7 @@ func VerdictOf(r *replay.Report) Verdict {
 	if len(r.Runs) > 0 {
 		version = r.Runs[len(r.Runs)-1].Name()
 	}
+	differs, differences := differing(r)
 	every := fmt.Sprintf("every span of %s", count(len(r.Vats), "vat"))
 	switch {
 	case v.Passed && level == replay.Identical:
@@ -43,12 +44,15 @@ func VerdictOf(r *replay.Report) Verdict {
 	case v.Passed:
 		v.Word, v.Class = "Same enough", "fair"
 		v.Sentence = fmt.Sprintf("%s reaches %s in %s; %s passes.", version, level, every, r.Passes)
-	case all.Count[replay.Replayed] == 0:
+	case all.Count[replay.Damaged] > 0 && !differs:
+		v.Word, v.Class = "Damaged", "bad"
+		v.Sentence = fmt.Sprintf("The source is not what it says it is, so this is no verdict on %s.", version)
+	case all.Count[replay.Replayed] == 0 && !differs:
 		v.Word, v.Class = "Nothing replayed", "bad"
-		v.Sentence = "So this says nothing of " + version + "."
+		v.Sentence = fmt.Sprintf("No span was replayed, so this says nothing of %s.", version)
 	default:
 		v.Word, v.Class = "Different", "bad"
-		v.Sentence = fmt.Sprintf("%s does something else than was recorded: %s.", version, orNone(dimensions(all.Differences)))
+		v.Sentence = fmt.Sprintf("%s does something else than was recorded: %s.", version, orNone(dimensions(differences)))
 	}
 	if !v.Whole {
 		v.Sentence += " Not everything was replayed: " + rest(all) + "."
@@ -58,6 +62,27 @@ func VerdictOf(r *replay.Report) Verdict {
 		}
 	}
 	return v
+}
+
+// differing sums up what differs below the level that passes or above it, and reports whether something is below it. What differs in a span that is
+// damaged says nothing of a version.
+func differing(r *replay.Report) (below bool, differences map[replay.Dimension]int64) {
+	differences = make(map[replay.Dimension]int64)
+	for _, v := range r.Vats {
+		for _, run := range v.Runs {
+			for _, s := range run.Spans {
+				switch s.Outcome {
+				case replay.Damaged, replay.Unavailable, replay.Unreached:
+					continue
+				}
+				below = below || s.Level < r.Passes
+				for d, n := range s.Differences {
+					differences[d] += n
+				}
+			}
+		}
+	}
+	return below, differences
 }
 
 func orNone(s string) string {
