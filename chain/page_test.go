@@ -111,7 +111,7 @@ func TestPage(t *testing.T) {
 		t.Fatalf("%+v, %v", suspended, err)
 	}
 	vat := suspended.Vats[0]
-	contains(browsertest.Open(t, server.URL+"/vat/"+vat.ID, phone), "vat", vat.Name, "suspended, paused", vat.Failure.Problem, "What waits for it", "Transcript")
+	contains(browsertest.Open(t, server.URL+"/vat/"+vat.ID, phone), "vat", vat.Name, "suspended, paused", "was "+oldVersion, vat.Failure.Problem, "What waits for it", "Transcript")
 	height := vat.Failure.Height
 	contains(browsertest.Open(t, fmt.Sprintf("%s/block/%d", server.URL, height), phone), "block", "upgrade-failed", "upgrades", oldVersion+" → "+newVersion)
 

@@ -46,6 +46,14 @@ type VatView struct {
 	Queue int64         `json:"queue"`
 }
 
+// RunsOn returns the version that a vat runs on, or what it ran on if it has no worker, for people.
+func (v VatView) RunsOn() string {
+	if v.Suspended || v.Terminated {
+		return "was " + v.Version
+	}
+	return v.Version
+}
+
 // Troubled returns the vats that do not run: suspended and upgrading ones.
 func (v *View) Troubled() []VatView { return v.Vats[:v.troubled()] }
 
@@ -80,16 +88,21 @@ type Most struct{ Vats, Blocks, Steps int }
 
 // Look returns a chain as it is, also while its node goes on. A view is of one height.
 func Look(ctx context.Context, r *swingstore.Reader, most Most) (*View, error) {
-	for {
-		v, err := look(ctx, r, most)
-		if err != nil {
-			return nil, err
+	return steady(ctx, r, func() (*View, error) { return look(ctx, r, most) })
+}
+
+// steady reads, and again as long as blocks are made meanwhile: what is read is of one height, and so is an error.
+func steady[T any](ctx context.Context, r *swingstore.Reader, read func() (T, error)) (none T, err error) {
+	before, _, err := head(ctx, r)
+	for err == nil {
+		v, failed := read()
+		var after int64
+		if after, _, err = head(ctx, r); err == nil && after == before {
+			return v, failed
 		}
-		height, _, err := head(ctx, r)
-		if err != nil || height == v.Height {
-			return v, err
-		}
+		before = after
 	}
+	return none, err
 }
 
 func look(ctx context.Context, r *swingstore.Reader, most Most) (*View, error) {
@@ -188,6 +201,10 @@ type VatDetails struct {
 // LookAt returns more of a vat with so many waiting deliveries and spans. The error is an *upgrade.UnknownVatError if there is no
 // such vat.
 func LookAt(ctx context.Context, r *swingstore.Reader, id string, most int) (*VatDetails, error) {
+	return steady(ctx, r, func() (*VatDetails, error) { return lookAt(ctx, r, id, most) })
+}
+
+func lookAt(ctx context.Context, r *swingstore.Reader, id string, most int) (*VatDetails, error) {
 	v, err := upgrade.Open(readOnly{r}, nil, 0).Vat(ctx, id)
 	if err != nil {
 		return nil, err

@@ -241,7 +241,7 @@ func printView(out io.Writer, v *chain.View) error {
 			if f := vat.Failure; f != nil {
 				why = fmt.Sprintf("block %d, attempt %d: %s", f.Height, f.Attempts, printable.Text(f.Problem))
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", vat.Name, state, vat.Version, vat.Queue+vat.Aside, why)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", vat.Name, state, vat.RunsOn(), vat.Queue+vat.Aside, why)
 		}
 		if err := w.Flush(); err != nil {
 			return err
