@@ -361,14 +361,30 @@ func (b *block) finish(ctx context.Context, inputs []*Input) error {
 			return err
 		}
 	}
-	if old := b.Height - int64(b.n.o.Keep); b.n.o.Keep > 0 && old > 0 {
+	if err := b.prune(ctx); err != nil {
+		return err
+	}
+	return setJSON(b.tx, blockKey(b.Height), b.Block)
+}
+
+// prune removes the records of old blocks: more than one of them if the node keeps fewer than before.
+func (b *block) prune(ctx context.Context) error {
+	if b.n.o.Keep == 0 {
+		return nil
+	}
+	const most = 100
+	for range most {
+		old, err := firstKept(ctx, &b.tx.Reader)
+		if err != nil || old == 0 || old > b.Height-int64(b.n.o.Keep) {
+			return err
+		}
 		for _, key := range []string{blockKey(old), inputsKey(old), eventsKey(old)} {
 			if err := b.tx.Delete(key); err != nil {
 				return err
 			}
 		}
 	}
-	return setJSON(b.tx, blockKey(b.Height), b.Block)
+	return nil
 }
 
 // genesisHash is the app hash at height 0.

@@ -451,6 +451,35 @@ func TestFeedAgain(t *testing.T) {
 	}
 }
 
+// A node that is to keep fewer records than before removes all that are older.
+func TestKeepFewer(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, test := range []struct {
+		keep               int
+		to, first, records int64
+	}{{0, 7, 1, 7}, {3, 8, 6, 3}, {1, 9, 9, 1}, {2, 12, 11, 2}} {
+		n := open(t, dir, func(string) (*vat.Engine, error) { return nil, nil }, chain.Options{Keep: test.keep})
+		if err := n.Feed(t.Context(), strings.NewReader(fmt.Sprintf(`{"type":"block","height":%d}`, test.to)), "", nil); err != nil {
+			t.Fatal(err)
+		}
+		first, last, err := chain.Kept(t.Context(), n.Store())
+		if err != nil || first != test.first || last != test.to {
+			t.Errorf("keeping %d: those from %d to %d, %v; expected from %d to %d", test.keep, first, last, err, test.first, test.to)
+		}
+		records := int64(0)
+		for height := range test.to {
+			if _, err := chain.ReadBlock(t.Context(), n.Store(), height+1); err == nil {
+				records++
+			}
+		}
+		if records != test.records {
+			t.Errorf("keeping %d: %d records, expected %d", test.keep, records, test.records)
+		}
+		n.Close()
+	}
+}
+
 // A version that no node can begin with is refused, and then the chain begins with another.
 func TestInitRefused(t *testing.T) {
 	t.Parallel()

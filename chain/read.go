@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/enginery/enginery/swingstore"
@@ -63,6 +64,29 @@ func Inputs(ctx context.Context, r *swingstore.Reader, height int64) ([]json.Raw
 		lines = append(lines, json.RawMessage(strings.Clone(s.Text())))
 	}
 	return lines, s.Err()
+}
+
+// Kept returns the heights of the first and the last block whose record is kept: 1 and 0 if there is none.
+func Kept(ctx context.Context, r *swingstore.Reader) (first, last int64, err error) {
+	if last, _, err = head(ctx, r); err != nil {
+		return 0, 0, err
+	}
+	first, err = firstKept(ctx, r)
+	return max(first, 1), last, err
+}
+
+// firstKept returns the height of the first block whose record is kept, or 0.
+func firstKept(ctx context.Context, r *swingstore.Reader) (int64, error) {
+	prefix := strings.TrimSuffix(blockKey(0), digits(0))
+	key, err := r.NextKey(ctx, prefix)
+	if err != nil {
+		return 0, err
+	}
+	height, ok := strings.CutPrefix(key, prefix)
+	if !ok {
+		return 0, nil
+	}
+	return strconv.ParseInt(height, 10, 64)
 }
 
 // Head returns the height and app hash of the last block.
