@@ -135,6 +135,9 @@ func (b *block) bundle(ctx context.Context, bundle json.RawMessage) (string, err
 	if id := in.bundleID(); id != "" {
 		return id, b.hasBundle(ctx, id)
 	}
+	if !strings.HasPrefix(string(bundle), "{") {
+		return "", refuse("the bundle is %s, expected a bundle, an object, or its ID, a string", bundle)
+	}
 	if _, err := swingstore.ParseBundle(bundle); err != nil {
 		return "", refuse("%v", err)
 	}

@@ -233,7 +233,10 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // Listen listens on a Unix socket that only this user may write to. The node's lock says that nobody else does.
 func (n *Node) Listen(path string) (net.Listener, error) {
-	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
+	if info, err := os.Stat(path); err == nil {
+		if info.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("listening on %s: it is there already, and no socket", path)
+		}
 		if err := os.Remove(path); err != nil { // of a node that was killed
 			return nil, err
 		}

@@ -235,6 +235,7 @@ func TestHostileBundles(t *testing.T) {
 		{nested(`{ console.log('x'.repeat(12_000_000)); }`), "at most 12000000 are allowed"},
 		{nested(`new Promise(() => {})`), "buildRootObject unresolved"},
 		{nested(`{ for (const all = [];;) all.push(new ArrayBuffer(1_000_000)); }`), "Allocate meter exceeded"},
+		{`7`, "expected a bundle, an object"},
 	}
 	for i, b := range bundles {
 		s.input("gov", "install", map[string]any{"vat": fmt.Sprint("hostile", i), "bundle": json.RawMessage(b.bundle)})

@@ -70,6 +70,17 @@ and the same command goes on later; with a socket it tries again, and says why.
 			if (input == "") == (socket == "") {
 				return usage(errors.New("run needs one of --input and --socket"))
 			}
+			if o.Jobs < 1 || o.Workers < 1 || o.Keep < 0 {
+				return usage(fmt.Errorf("--jobs %d --workers %d --keep %d: expected at least 1, 1 and 0", o.Jobs, o.Workers, o.Keep))
+			}
+			file := os.Stdin
+			if input != "" && input != "-" {
+				var err error
+				if file, err = os.Open(input); err != nil {
+					return usage(err)
+				}
+				defer file.Close()
+			}
 			o.Dir = args[0]
 			if classifications == "" {
 				classifications = filepath.Join(o.Dir, "classifications")
@@ -90,7 +101,14 @@ and the same command goes on later; with a socket it tries again, and says why.
 			if socket != "" {
 				return runSocket(cmd, n, socket, interval, report)
 			}
-			return runFile(cmd.Context(), n, input, drain, report)
+			before := n.Height()
+			if err := runFile(cmd.Context(), n, file, input, drain, report); err != nil {
+				return err
+			}
+			if n.Height() == before && !a.quiet {
+				fmt.Fprintf(cmd.ErrOrStderr(), "there is nothing new in %s: the chain is at block %d\n", input, before)
+			}
+			return nil
 		},
 	}
 	g.sources.addTo(cmd)
@@ -176,16 +194,8 @@ func (e *chainEngines) check(_ context.Context, a upgrade.Adoption) error {
 	return upgrade.CheckClassification(content, a)
 }
 
-func runFile(ctx context.Context, n *chain.Node, input string, drain bool, report func(*chain.Block)) error {
-	file, dir := os.Stdin, "."
-	if input != "-" {
-		var err error
-		if file, err = os.Open(input); err != nil {
-			return usage(err)
-		}
-		defer file.Close()
-		dir = filepath.Dir(input)
-	}
+func runFile(ctx context.Context, n *chain.Node, file io.Reader, input string, drain bool, report func(*chain.Block)) error {
+	dir := filepath.Dir(input) // "." of standard input, too
 	if err := n.Feed(ctx, file, dir, report); err != nil {
 		return fmt.Errorf("%s: %w", input, err)
 	}
@@ -286,13 +296,18 @@ func send(cmd *cobra.Command, conn net.Conn, in io.Reader, dir string, wait bool
 	}
 	var mu sync.Mutex
 	sent, all := 0, false
-	failed := make(chan error, 1)
+	answered, refused, early := 0, 0, 0
+	results := make(map[key]bool) // that are awaited
+	complete := func() bool {
+		return all && answered == sent && (!wait || len(results) == 0)
+	}
+	var problem error // of a line that was not sent, nor any after it
 	go func() {
 		s := bufio.NewScanner(in)
 		s.Buffer(nil, chain.Line)
 		line := 0
 		err := error(nil)
-		for s.Scan() && err == nil {
+		for err == nil && s.Scan() {
 			if line++; len(bytes.TrimSpace(s.Bytes())) == 0 {
 				continue
 			}
@@ -309,42 +324,24 @@ func send(cmd *cobra.Command, conn net.Conn, in io.Reader, dir string, wait bool
 			mu.Unlock()
 			_, err = conn.Write(append(slices.Clip([]byte(input.Raw)), '\n'))
 		}
-		mu.Lock()
-		all = true
-		mu.Unlock()
 		if err == nil {
 			err = s.Err()
 		}
-		if err != nil {
-			failed <- err
-			conn.Close()
-			return
-		}
-		if c, ok := conn.(*net.UnixConn); ok {
+		mu.Lock()
+		defer mu.Unlock()
+		if all, problem = true, err; complete() {
+			conn.Close() // and the loop below ends, too
+		} else if c, ok := conn.(*net.UnixConn); ok {
 			c.CloseWrite()
 		}
 	}()
-	answered, refused, early := 0, 0, 0
-	results := make(map[key]bool) // that are awaited
 	replies := json.NewDecoder(conn)
-	for {
+	for done := false; !done; {
 		var r chain.Reply
-		if err := replies.Decode(&r); err != nil {
-			select {
-			case err = <-failed:
-				return err
-			default:
-			}
-			mu.Lock()
-			complete := all && answered == sent && (!wait || len(results) == 0)
-			mu.Unlock()
-			if complete {
-				break
-			}
-			return fmt.Errorf("the node has gone: %w; send the same again when it is back", err)
-		}
-		json.NewEncoder(cmd.OutOrStdout()).Encode(r)
+		err := replies.Decode(&r)
+		mu.Lock()
 		switch {
+		case err != nil:
 		case r.Result != nil:
 			delete(results, key{r.Result.Sender, r.Result.Seq})
 		case r.Outcome != nil:
@@ -360,12 +357,16 @@ func send(cmd *cobra.Command, conn net.Conn, in io.Reader, dir string, wait bool
 				}
 			}
 		}
-		mu.Lock()
-		complete := all && answered == sent && (!wait || len(results) == 0)
+		done = complete()
 		mu.Unlock()
-		if complete {
-			break
+		if err == nil {
+			json.NewEncoder(cmd.OutOrStdout()).Encode(r)
+		} else if !done {
+			return fmt.Errorf("the node has gone: %w; send the same again when it is back", err)
 		}
+	}
+	if problem != nil {
+		return problem
 	}
 	var problems []string
 	if refused > 0 {
@@ -421,7 +422,7 @@ func chainLog(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "log DIR",
 		Short: "Print blocks, their inputs or the events of upgrades",
-		Long: `Log prints a line for each block. With --inputs it prints what enginery chain run --input takes, so that another node can make the same blocks; with
+		Long: `Log prints a line for each block whose record was kept. With --inputs it prints what enginery chain run --input takes, so that another node can make the same blocks; with
 --events the events of the upgrade controller, lines of JSON.`,
 		Example: `  enginery chain log demo --from 100
   enginery chain log demo --inputs > demo.jsonl
@@ -430,16 +431,19 @@ func chainLog(a *app) *cobra.Command {
 		ValidArgsFunction: completeChain,
 		RunE: ofChain(func(cmd *cobra.Command, s *swingstore.Store, args []string) error {
 			ctx, r, out := cmd.Context(), &s.Reader, cmd.OutOrStdout()
-			last, _, err := chain.Head(ctx, r)
+			first, last, err := chain.Kept(ctx, r)
 			if err != nil {
 				return err
 			}
 			if to == 0 || to > last {
 				to = last
 			}
+			if inputs && from < first {
+				return fmt.Errorf("the inputs of blocks before %d were not kept (enginery chain run --keep), and another node needs all; --from %d prints the others", first, first)
+			}
 			e := json.NewEncoder(out)
 			e.SetEscapeHTML(false)
-			for height := max(1, from); height <= to; height++ {
+			for height := max(first, from); height <= to; height++ {
 				switch {
 				case inputs:
 					lines, err := chain.Inputs(ctx, r, height)
@@ -470,7 +474,7 @@ func chainLog(a *app) *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.Int64Var(&from, "from", 1, "first `height`")
+	f.Int64Var(&from, "from", 1, "first `height`; earlier than what was kept is what was kept")
 	f.Int64Var(&to, "to", 0, "last `height`; 0 is that of the last block")
 	f.BoolVar(&inputs, "inputs", false, "print the inputs")
 	f.BoolVar(&events, "events", false, "print the events")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,7 +92,7 @@ func TestChain(t *testing.T) {
 		t.Errorf("%+v", view)
 	}
 	// What was fed is not done twice, and another node that is fed with the log has the same app hash.
-	enginery(0, demo...)
+	says(enginery(0, demo...), "there is nothing new in "+input, fmt.Sprintf("at block %d", view.Height))
 	says(enginery(0, "upgrade", "status", dir), view.AppHash)
 	more := filepath.Join(folder, "more.jsonl")
 	line := `{"sender":"carol","seq":1,"type":"deliver","vat":"one","method":"ask","args":["two","again"]}`
@@ -108,7 +109,15 @@ func TestChain(t *testing.T) {
 	twin := filepath.Join(folder, "twin")
 	says(enginery(0, append([]string{"chain", "run", twin, "--input", log, "--jobs", "1", "--workers", "1", "--classifications", classifications}, engines...)...), view.AppHash)
 	says(enginery(exit.Usage, "chain", "run", dir), "--input and --socket")
+	says(enginery(exit.Usage, append(slices.Clone(demo), "--workers", "0")...), "--workers 0", "expected at least 1")
+	says(enginery(exit.Usage, "chain", "run", filepath.Join(folder, "none"), "--input", filepath.Join(folder, "none.jsonl")), "none.jsonl")
 	says(enginery(exit.Usage, "upgrade", "status", filepath.Join(folder, "none")), "is no chain")
+	says(enginery(exit.Failed, append([]string{"chain", "run", dir, "--socket", input}, engines...)...), "there already, and no socket")
+	// A node that does not keep all records says what it has.
+	kept := filepath.Join(folder, "kept")
+	enginery(0, append([]string{"chain", "run", kept, "--input", log, "--keep", "1", "--classifications", classifications}, engines...)...)
+	says(enginery(0, "chain", "log", kept), view.AppHash)
+	says(enginery(exit.Failed, "chain", "log", kept, "--inputs"), fmt.Sprintf("--from %d prints the others", view.Height))
 
 	// A node with a socket.
 	socket := filepath.Join(folder, "demo.sock")
@@ -141,6 +150,7 @@ func TestChain(t *testing.T) {
 	says(send(exit.Failed, `{"sender":"alice","seq":6,"type":"deliver","vat":"one","method":"report"}`), `"status":"early"`, "of 1 input: 1 early")
 	says(send(exit.Failed, `{"sender":"gov","seq":7,"type":"adopt","version":"agoric-upgrade-99"}`), `"status":"refused"`)
 	says(send(0, `{"sender":"gov","seq":7,"type":"upgrade","vat":"one","bundle":{"file":"`+filepath.Join(folder, "peer-2.json")+`"}}`), `"status":"accepted"`)
+	says(send(exit.Usage, report+"\nnonsense\n"), `"status":"duplicate"`, "line 2: ")
 	says(send(exit.Usage, `{"sender":"gov","seq":8,"type":"upgrade","vat":"one","bundel":"x"}`), "bundel")
 	says(send(0, `{"sender":"alice","seq":5,"type":"deliver","vat":"one","method":"report","ack":4}`), `\"version\":2}"`)
 	says(enginery(exit.Failed, append([]string{"chain", "run", dir, "--input", input}, engines...)...), "another process runs the chain")
