@@ -2,8 +2,11 @@ package replay_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +26,67 @@ func TestSlog(t *testing.T) {
 	for _, v := range r.Vats {
 		if run := v.Runs[0]; run.Level != replay.Identical || !run.Whole() || run.Deliveries < 4 {
 			t.Errorf("%s: %s", v.ID, show(t, run.Spans))
+		}
+	}
+}
+
+// A transcript file as SwingSet's tools write it replays with the vat's bundle beside it, and lockdown and supervisor of the version.
+func TestTranscriptFile(t *testing.T) {
+	t.Parallel()
+	store := open(t, swingsettest.Store(t))
+	vats, err := store.Vats(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := vats[slices.IndexFunc(vats, func(v swingstore.Vat) bool { return v.ID == "v6" })]
+	first, err := json.Marshal(map[string]any{
+		"type": "create-vat", "transcriptNum": 0, "vatID": v.ID, "vatName": v.Name, "bundleIDs": v.Options.WorkerOptions.BundleIDs, "vatSourceBundleID": v.BundleID,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spans, err := store.Spans(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines strings.Builder
+	lines.Write(first)
+	for _, s := range spans {
+		for item, err := range store.Items(t.Context(), s) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if item.Position > 0 {
+				fmt.Fprintf(&lines, "\n{\"transcriptNum\":%d,%s", item.Position, item.Text[1:])
+			}
+		}
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "transcript-v6.sst")
+	if err := os.WriteFile(path, []byte(lines.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bundle, err := store.Bundle(t.Context(), v.BundleID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := engine(t, swingsettest.Version, amd64, recipes.Release)
+	for _, test := range []struct {
+		beside []byte
+		want   string
+	}{
+		{nil, "nor is it in a file " + filepath.Join(dir, v.BundleID)},
+		{e.Lockdown, "bundle " + v.BundleID + " is damaged"},
+		{bundle, ""},
+	} {
+		if test.beside != nil {
+			if err := os.WriteFile(filepath.Join(dir, v.BundleID), test.beside, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := run(t, open(t, path), e, replay.Options{}).Vats[0].Runs[0]
+		if whole := r.Level == replay.Identical && r.Whole() && r.Deliveries == 9; whole != (test.want == "") || !strings.Contains(r.Spans[0].Reason, test.want) {
+			t.Errorf("expected %q: %s", test.want, show(t, r))
 		}
 	}
 }

@@ -97,11 +97,17 @@ func (r *runner) bundle(ctx context.Context, id string) ([]byte, error) {
 	return r.bundles.get(id, func() ([]byte, error) { return r.source.Bundle(ctx, id) })
 }
 
-// script returns a lockdown or supervisor bundle: the version's own, or if that is nil the source's.
+// script returns a lockdown or supervisor bundle: the version's own if it is given, or else by its ID, of the source or the version.
 func (r *runner) script(ctx context.Context, id string, own []byte) (vat.Script, error) {
 	return r.scripts.get(id, func() (_ vat.Script, err error) {
 		if own == nil {
-			if own, err = r.source.Bundle(ctx, id); err != nil {
+			own, err = r.source.Bundle(ctx, id)
+			if s := lacking(err); s != nil && s.outcome == Unavailable && r.engine.Lockdown != nil && r.engine.Supervisor != nil {
+				if b, err := r.engine.Bundle(id); err == nil {
+					own = b
+				}
+			}
+			if own == nil {
 				return "", err
 			}
 		}

@@ -64,8 +64,8 @@ func (e *Engine) bundleIDs() ([]string, error) {
 	return ids, nil
 }
 
-// bundle returns lockdown or supervisor by its ID.
-func (e *Engine) bundle(id string) ([]byte, error) {
+// Bundle returns lockdown or supervisor by its ID. Any other is swingstore.ErrNotFound.
+func (e *Engine) Bundle(id string) ([]byte, error) {
 	ids, err := e.bundleIDs()
 	if err != nil {
 		return nil, err
@@ -76,7 +76,7 @@ func (e *Engine) bundle(id string) ([]byte, error) {
 	case ids[1]:
 		return e.Supervisor, nil
 	}
-	return nil, fmt.Errorf("bundle %s: %w", id, swingstore.ErrNotFound)
+	return nil, fmt.Errorf("%s has no bundle %s: %w", e.Version, id, swingstore.ErrNotFound)
 }
 
 // CheckSnapshot returns a *SnapshotRefusedError if the engine does not load heap snapshots that a version wrote. Its description decides;

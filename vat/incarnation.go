@@ -158,7 +158,7 @@ func (v *Vat) fresh(ctx context.Context, r *swingstore.Reader, e *Engine, vat sw
 	read := func(id string) ([]byte, error) {
 		b, err := r.Bundle(ctx, id)
 		if errors.Is(err, swingstore.ErrNotFound) { // of the first vat on a version that is prepared
-			b, err = e.bundle(id)
+			b, err = e.Bundle(id)
 		}
 		return b, err
 	}

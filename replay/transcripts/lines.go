@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -72,6 +73,30 @@ func each(r io.Reader, f func(n int, line []byte) error) error {
 type imported struct {
 	store
 	dir string
+}
+
+// Bundle looks also beside the file, where a bundle may be in a file that has its ID as its name, as SwingSet's tools write it (agoric-sdk,
+// packages/SwingSet/misc-tools/extract-bundle-from-kerneldb.js): transcript files have none.
+func (i *imported) Bundle(ctx context.Context, id string) ([]byte, error) {
+	bundle, err := i.store.Bundle(ctx, id)
+	if !errors.Is(err, swingstore.ErrNotFound) || filepath.Base(id) != id {
+		return bundle, err
+	}
+	path := filepath.Join(filepath.Dir(i.Path()), id)
+	beside, ferr := os.ReadFile(path)
+	if errors.Is(ferr, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w, nor is it in a file %s", err, path)
+	} else if ferr != nil {
+		return nil, ferr
+	}
+	found, err := swingstore.ParseBundle(beside)
+	if err == nil && found != id {
+		err = fmt.Errorf("it is %s", found)
+	}
+	if err != nil {
+		return nil, &swingstore.DamagedError{Store: path, What: "bundle " + id, Want: "a bundle with this ID", Found: err.Error()}
+	}
+	return beside, nil
 }
 
 func (i *imported) Close() error {

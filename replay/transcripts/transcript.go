@@ -71,7 +71,7 @@ func readTranscript(tx *swingstore.Tx, each func(func(n int, line []byte) error)
 			return errors.New(`it has "syscalls", as tools before agoric-upgrade-10 wrote them; extract the transcript again, or give the slog itself`)
 		case e.Delivery == nil || e.TranscriptNum == nil:
 			return errors.New("expected transcriptNum, d, sc and r")
-		case last != 0 && *e.TranscriptNum != last+1:
+		case *e.TranscriptNum != last+1:
 			return fmt.Errorf("transcriptNum %d follows on %d: something is missing", *e.TranscriptNum, last)
 		}
 		last = *e.TranscriptNum

@@ -233,6 +233,7 @@ func TestTranscript(t *testing.T) {
 	}
 	for what, change := range map[string][2]string{
 		"something is missing": {`{"transcriptNum":7,`, `{"transcriptNum":8,`},
+		"2 follows on 0":       {`{"transcriptNum":1,`, `{"transcriptNum":2,`},
 		"extract the":          {`"sc":[]`, `"syscalls":[]`},
 		"line 10":              {"{\"transcriptNum\":9,", "{"},
 	} {
