@@ -40,9 +40,10 @@ var (
 
 // roles are workers that no host should have, and other programs of these tests.
 var roles = map[string]func(){
-	"children": children,
-	"drive":    drive,
-	"limited":  limited,
+	"children":    children,
+	"drive":       drive,
+	"limited":     limited,
+	"untraceable": untraceableHost,
 
 	"garbage":          says("How do you do? Je vous en prie!"),
 	"binary":           says("\x00\xff\xfe\x7f"),

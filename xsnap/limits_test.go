@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -95,4 +97,82 @@ func limited() {
 		panic(fmt.Sprint("its own limit is ", own, err))
 	}
 	fmt.Printf("%s\n%v\n", strings.Join(ends, ", "), last)
+}
+
+// depths has how deep a guest's regular expressions and scripts may nest.
+const depths = `(() => {
+	const deepest = nest => {
+		let fits = 1, not = 1 << 20;
+		while (not - fits > 1) {
+			const n = (fits + not) >> 1;
+			try { nest(n); fits = n; } catch (e) { not = n; }
+		}
+		return fits;
+	};
+	return [
+		deepest(n => new RegExp("(?:".repeat(n) + ")".repeat(n))),
+		deepest(n => (0, eval)("(".repeat(n) + "0" + ")".repeat(n))),
+	].join();
+})()`
+
+// A guest may nest as deep in one worker as in another, wherever Linux has put their stacks and whatever else is on them.
+func TestDepths(t *testing.T) {
+	probe := command(t.Context(), nil, "/bin/true")
+	if err := startStill(probe); untraceable(err) {
+		t.Skip("here it is at random how deep a guest may nest, since no process may be traced: ", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	probe.Wait()
+	want := ""
+	for i := range 8 {
+		o := native.options(t)
+		o.Name = strings.Repeat("v", 1+9*i)
+		o.Env = []string{"PAD=" + strings.Repeat("x", 600*i)}
+		got := evaluate(t, begin(t, o), answer(depths))
+		if want == "" {
+			want = got
+		}
+		if got != want {
+			t.Errorf("the depths are %s in one worker, and %s in another", want, got)
+		}
+	}
+}
+
+// Where no process may be traced, workers run all the same.
+func TestUntraceable(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), os.Args[0], native.options(t).Path)
+	cmd.Env = append(os.Environ(), programEnv+"=untraceable")
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "true 3" {
+		t.Errorf("%s, %v", out, err)
+	}
+}
+
+// untraceableHost is a host that may not trace, and says whether it is so, and what a worker says.
+func untraceableHost() {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0}, // the number of the system call
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_PTRACE, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		panic(err)
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if _, _, err := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); err != 0 {
+		panic(err)
+	}
+	fmt.Print(untraceable(startStill(command(context.Background(), nil, "/bin/true"))), " ")
+	w, err := Start(context.Background(), Options{Path: os.Args[1], Protocol: Level4})
+	if err != nil {
+		panic(err)
+	}
+	reply, err := w.Evaluate(answer("1 + 2"))
+	if err != nil {
+		panic(err)
+	}
+	os.Stdout.Write(reply.Payload)
+	w.Kill()
 }

@@ -2,6 +2,7 @@ package xsnap
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,13 +86,18 @@ func start(ctx context.Context, options *Options) (_ *Worker, err error) {
 	if o.fork != nil {
 		life = o.fork.life
 	}
-	w.cmd = program.command(life, o.Emulator, args)
-	w.cmd.Dir = o.dir
-	w.cmd.Env = append(w.cmd.Env, o.Env...)
-	w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
-	w.cmd.ExtraFiles = append(theirs[:], w.cmd.ExtraFiles...)
-	if err := engines.WithLimits(w.cmd.Start); err != nil {
-		return nil, err
+	for _, start := range []func(*exec.Cmd) error{startStill, startAnywhere} {
+		w.cmd = program.command(life, o.Emulator, args)
+		w.cmd.Dir = o.dir
+		w.cmd.Env = append(w.cmd.Env, o.Env...)
+		w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
+		w.cmd.ExtraFiles = append(theirs[:], w.cmd.ExtraFiles...)
+		if err = start(w.cmd); !untraceable(err) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, cmp.Or(life.Err(), err)
 	}
 	started = true
 	closeFiles(theirs[:]...) // now, so that the end of the worker is the end of its pipes
