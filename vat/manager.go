@@ -266,7 +266,8 @@ func (m *Manager) handle(ctx context.Context, message []byte) (answer []byte, er
 	return nil, m.odd(message, errors.New("expected a syscall, or what it prints"))
 }
 
-// SupervisorError says that what runs in a worker does not speak as a supervisor does.
+// SupervisorError says that what runs in a worker does not speak as a supervisor does. Other vats are told its text, so that must be the same on all
+// nodes, with whatever release of Go they were compiled.
 type SupervisorError struct {
 	Vat  string
 	Says string // or the beginning of it
@@ -274,7 +275,7 @@ type SupervisorError struct {
 }
 
 func (e *SupervisorError) Error() string {
-	return fmt.Sprintf("the supervisor of %s says %q: %v", e.Vat, e.Says, e.Err)
+	return fmt.Sprintf("the supervisor of %s says %+q: %v", e.Vat, e.Says, e.Err)
 }
 
 func (e *SupervisorError) Unwrap() error { return e.Err }
@@ -326,10 +327,7 @@ func (m *Manager) Kill() {
 // elements returns those of an array that is not empty.
 func elements(array []byte) ([]json.RawMessage, error) {
 	var list []json.RawMessage
-	if err := json.Unmarshal(array, &list); err != nil {
-		return nil, err
-	}
-	if len(list) == 0 {
+	if json.Unmarshal(array, &list) != nil || len(list) == 0 {
 		return nil, errors.New("expected an array with something in it")
 	}
 	return list, nil
