@@ -18,6 +18,7 @@ import (
 	"github.com/enginery/enginery/internal/browsertest"
 	"github.com/enginery/enginery/internal/vattest"
 	"github.com/enginery/enginery/swingstore"
+	"github.com/enginery/enginery/vat"
 )
 
 // screenshotsEnv names a folder that pictures of the pages are put into.
@@ -120,4 +121,50 @@ func TestPage(t *testing.T) {
 	next := feed(func(*chain.Block) bool { return true })
 	p.WaitFor(fmt.Sprintf(`document.querySelector('h1').textContent === 'Block %d'`, next.Height))
 	contains(p, "live", "live")
+}
+
+// A page that still loads a block when the next one comes shows that afterwards, also if it is the last for long.
+func TestPageFollows(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := open(t, dir, func(string) (*vat.Engine, error) { return nil, nil }, chain.Options{})
+	defer n.Close()
+	to := func(height int) {
+		t.Helper()
+		if err := n.Feed(t.Context(), strings.NewReader(fmt.Sprintf(`{"type":"block","height":%d}`, height)), "", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	to(1)
+	store, err := swingstore.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	asked, answer := make(chan bool, 10), make(chan bool)
+	pages := page.Handler(store)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/" {
+			pages.ServeHTTP(w, r)
+			return
+		}
+		late := httptest.NewRecorder()
+		pages.ServeHTTP(late, r)
+		asked <- true
+		<-answer
+		w.Write(late.Body.Bytes())
+	}))
+	defer server.Close()
+	defer server.CloseClientConnections()
+	go func() { answer <- true }()
+	p := browsertest.Open(t, server.URL, browsertest.View{Width: 1280, Height: 900})
+	<-asked
+	p.WaitFor(`document.querySelector('#live').textContent === 'live'`)
+	browsertest.Eval[bool](p, `source.addEventListener('message', ({ data }) => (document.title = 'told of ' + data)), true`)
+	to(2)
+	<-asked
+	to(3)
+	p.WaitFor(`document.title === 'told of 3'`)
+	close(answer)
+	p.WaitFor(`document.querySelector('h1').textContent === 'Block 3'`)
 }
