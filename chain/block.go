@@ -415,13 +415,17 @@ func nextHash(before string, changes []swingstore.Change) string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// head returns the height and app hash of a chain.
+// head returns the height and app hash of a chain. Before its first block it has no key.
 func head(ctx context.Context, r *swingstore.Reader) (height int64, hash string, err error) {
 	if _, err := readJSON(ctx, r, heightKey, &height); err != nil {
 		return 0, "", err
 	}
 	if height == 0 {
-		return 0, genesisHash, nil
+		key, err := r.NextKey(ctx, "")
+		if key != "" {
+			err = fmt.Errorf("%s: %w", r.Path(), ErrForeign)
+		}
+		return 0, genesisHash, err
 	}
 	hash, err = r.Get(ctx, appHashKey)
 	return height, hash, err

@@ -71,6 +71,9 @@ type settings struct {
 // ErrLocked says that another process is the chain's node.
 var ErrLocked = errors.New("another process runs the chain")
 
+// ErrForeign says that a store is that of another kernel.
+var ErrForeign = errors.New("it is a swing-store, and not a chain's")
+
 // Open opens a node, and makes a chain of height 0 if there is none.
 func Open(o Options) (*Node, error) {
 	if o.Check == nil {
@@ -93,6 +96,10 @@ func Open(o Options) (*Node, error) {
 		}
 		return nil, fmt.Errorf("opening the chain in %s: %w", o.Dir, err)
 	}
+	if err := checkForeign(o.Dir); err != nil {
+		flock.Close(lock)
+		return nil, fmt.Errorf("opening a chain: %w", err)
+	}
 	s, err := swingstore.Create(o.Dir)
 	if err != nil {
 		flock.Close(lock)
@@ -105,6 +112,19 @@ func Open(o Options) (*Node, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// checkForeign returns an error if a folder has the store of another kernel, in which nothing must be changed.
+func checkForeign(dir string) error {
+	s, err := swingstore.Open(dir)
+	if err != nil { // there is none yet, or one that cannot be opened for writing either
+		return nil
+	}
+	defer s.Close()
+	if _, _, err := head(context.Background(), &s.Reader); errors.Is(err, ErrForeign) {
+		return err
+	}
+	return nil
 }
 
 // load reads what the node keeps in memory.

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +19,7 @@ import (
 	"github.com/enginery/enginery/chain"
 	"github.com/enginery/enginery/internal/swingsettest"
 	"github.com/enginery/enginery/internal/vattest"
+	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/upgrade"
 	"github.com/enginery/enginery/vat"
 )
@@ -545,5 +548,33 @@ func TestBeforeInit(t *testing.T) {
 		if o.Status != chain.Refused {
 			t.Errorf("%+v, expected it refused", o)
 		}
+	}
+}
+
+// The store of another kernel is no chain: nothing is changed in it.
+func TestForeign(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, swingstore.FileName)
+	if err := os.Rename(swingsettest.Store(t), path); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := chain.Open(chain.Options{Dir: dir}); !errors.Is(err, chain.ErrForeign) {
+		t.Errorf("opened: %v", err)
+	}
+	s, err := swingstore.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := chain.Look(t.Context(), &s.Reader, chain.Most{}); !errors.Is(err, chain.ErrForeign) {
+		t.Errorf("looked at: %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, before) {
+		t.Errorf("it has changed, %v", err)
 	}
 }
