@@ -38,7 +38,7 @@ const (
 )
 
 // actionSalt changes when the program makes another result of the same action.
-const actionSalt = "enginery.replay.action/v2"
+const actionSalt = "enginery.replay.action/v3"
 
 // transcript says what a piece replays.
 type transcript struct {

@@ -104,16 +104,16 @@ func TestActionDigest(t *testing.T) {
 	}{
 		{
 			"from bundles", false, map[string]string{
-				"amd64": "44c705031b421f8d6a48829f9283a46ad48414730a72a26c33159c1978e73b43/204",
-				"arm64": "6b1eb7a19f8d1795f04cd9eabed575824e0c4401d5429acc81cddb003144db02/205",
+				"amd64": "0087e2b425c7b722f1c907733180feddbadd475cadfcd1eb65af8d593081c6bf/204",
+				"arm64": "89f931ac22d2bf0c04c712f452cb77324726ecc05a684e2f037da941076df063/205",
 			},
 			"enginery replay piece --version=agoric-upgrade-22 --metering-limit=100000000 --bundles=recorded",
 			"config.json lockdown.bundle supervisor.bundle transcript.json xsnap-worker",
 		},
 		{
 			"from a heap snapshot", true, map[string]string{
-				"amd64": "2fbb1fd0befbd0e9d719a19491467656af2df9cac63d698b5341b01dbdf2a58f/204",
-				"arm64": "696df52b8566d3fe519b77e0c77b9257152fab8f146a4ea148ccd46619e9e28f/205",
+				"amd64": "e17ee940ba7b9680e04016cd916c314e971e85e609d5bd6f6726dfa4ee0a145d/204",
+				"arm64": "2b2a4735a3f8a3e89cd938196b1ff715a299fa1c34019ec19f81cc6f92b1ebf0/205",
 			},
 			"enginery replay piece --version=agoric-upgrade-22 --metering-limit=100000000",
 			"config.json heap-snapshot transcript.json xsnap-worker",
