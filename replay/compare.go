@@ -17,6 +17,7 @@ import (
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
 	"github.com/enginery/enginery/internal/action"
 	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/internal/progress"
 	"github.com/enginery/enginery/replay/transcripts"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/vat"
@@ -70,15 +71,15 @@ func classify(ctx context.Context, source transcripts.Source, vats []swingstore.
 	}
 	defer known.close()
 	incarnations := make([]Way, len(vats))
+	task := progress.StartSteps(ctx, "rehearse upgrades", len(vats))
 	g, gctx := errgroup.WithContext(ctx)
-	if g.SetLimit(o.Jobs); o.Jobs == 0 {
-		g.SetLimit(runtime.NumCPU())
-	}
+	g.SetLimit(cmp.Or(o.Jobs, runtime.NumCPU()))
 	for i, v := range vats {
-		if v.Terminated {
-			continue
-		}
 		g.Go(func() (err error) {
+			defer task.Add(1)
+			if v.Terminated {
+				return nil
+			}
 			incarnations[i], err = tryIncarnation(gctx, source, v, from, to, known, cmp.Or(o.Timeout, DefaultTimeout))
 			if s := lacking(err); s != nil {
 				incarnations[i], err = Way{Way: WayIncarnation, Reason: "it could not be rehearsed: " + s.reason}, nil
@@ -86,7 +87,8 @@ func classify(ctx context.Context, source transcripts.Source, vats []swingstore.
 			return err
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err = g.Wait()
+	if task.Done(err); err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
