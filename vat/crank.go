@@ -290,8 +290,12 @@ func (v *Vat) maybeSnapshot(ctx context.Context, tx *swingstore.Tx, r *Result) e
 	w := swingstore.NewSnapshotWriter()
 	stop := context.AfterFunc(ctx, v.m.Kill)
 	err = v.m.Snapshot(context.WithoutCancel(ctx), w, !v.o.KeepWorker)
-	if stop(); err != nil {
-		return fmt.Errorf("taking a heap snapshot of %s: %w", v.o.ID, causeOf(ctx, err))
+	stop()
+	if err = causeOf(ctx, err); err != nil {
+		if r.Problem = fault(err); r.Problem != "" {
+			return errUndo // its heap is too large for one, or nested too deep
+		}
+		return fmt.Errorf("taking a heap snapshot of %s: %w", v.o.ID, err)
 	}
 	s, err := tx.SaveSnapshot(v.o.ID, w)
 	if err != nil {

@@ -182,6 +182,20 @@ func TestVatDoesNotStart(t *testing.T) {
 	wantCall(t, s, v, "report", "[]", `{"incarnations":1,"owners":1,"vatParameters":{},"version":1}`)
 }
 
+// A heap that the garbage collector still gets to the end of, and that is nested too deep for a heap snapshot, is the vat's fault: it holds no chain.
+func TestSnapshotFaults(t *testing.T) {
+	t.Parallel()
+	for _, keep := range []bool{false, true} {
+		s, v := start(t, "faults", Incarnation{}, func(o *Options) { o.SnapshotInitial, o.KeepWorker = 4, keep })
+		call(t, s, v, "nest", "[62000]")
+		same := unchanged(t, s)
+		if r, err := v.Crank(t.Context(), s, message("p-99", "count", "[]")); err != nil || r.Kept || r.Problem != "Stack meter exceeded" || r.Snapshot != nil {
+			t.Errorf("%+v, %v", r, err)
+		}
+		same()
+	}
+}
+
 // A syscall that the host calls illegal is the vat's fault: all of the crank is undone.
 func TestIllegalSyscall(t *testing.T) {
 	t.Parallel()
@@ -485,7 +499,7 @@ func TestNothingOutlives(t *testing.T) {
 	})
 	canceled, stop := context.WithCancel(t.Context())
 	stop()
-	call(t, s, v, "count", "[]")
+	call(t, s, v, "count", "[66000]")
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ const recurse = n => 1 + recurse(n + 1);
 
 export const buildRootObject = vatPowers => {
   let count = 0;
+  let held = null;
   return Far('faults', {
     count: () => {
       count += 1;
@@ -17,6 +18,16 @@ export const buildRootObject = vatPowers => {
     hog() {
       const all = [];
       for (;;) all.push(new Uint8Array(2 ** 27));
+    },
+    nest(levels) {
+      for (let i = 0; i < levels; i += 1) {
+        const within = held;
+        held = {
+          get within() {
+            return within;
+          },
+        };
+      }
     },
     never: () => new Promise(() => {}),
     exit: value => vatPowers.exitVat(value),
