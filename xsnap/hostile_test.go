@@ -141,6 +141,7 @@ func TestHostile(t *testing.T) {
 	evaluate := func(w *Worker) error { _, err := w.Evaluate("1"); return err }
 	again := func(w *Worker) error { evaluate(w); return evaluate(w) }
 	save := func(w *Worker) error { _, err := w.Snapshot(io.Discard); return err }
+	fork := func(w *Worker) error { _, err := w.Fork(context.Background(), io.Discard); return err }
 	command := func(w *Worker) error { _, err := w.Command(make([]byte, 1<<20)); return err }
 	protocol := func(reason string) func(error) bool {
 		return func(err error) bool {
@@ -184,6 +185,10 @@ func TestHostile(t *testing.T) {
 		{"prints for ever", evaluate, deadlineExceeded},
 		{"stays", func(w *Worker) error { w.Evaluate("1"); return w.Close() }, func(err error) bool { return err != nil && strings.Contains(err.Error(), "was killed") }},
 		{"dies", save, exits(9, 0)},
+		{"dies", fork, func(err error) bool { // and not what comes of it for the other worker: that its context was canceled
+			_, one := err.(*Error)
+			return one && exits(9, 0)(err)
+		}},
 		{"too small", save, protocol("has 5 bytes, of which 4 came")},
 		{"too large", save, protocol("has 3 bytes, and 4 came")},
 		{"negative size", save, protocol(`the size of a heap snapshot is "-4"`)},

@@ -120,7 +120,10 @@ func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 		}
 		err = w.o.explain("starting another from its heap snapshot", err)
 	}
-	if err = errors.Join(err, next.err); err != nil {
+	if err == nil {
+		err = next.err // otherwise it follows from the other
+	}
+	if err != nil {
 		end()
 		if next.w != nil {
 			next.w.Kill()
