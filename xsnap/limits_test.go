@@ -118,7 +118,7 @@ const depths = `(() => {
 // A guest may nest as deep in one worker as in another, wherever Linux has put their stacks and whatever else is on them.
 func TestDepths(t *testing.T) {
 	probe := command(t.Context(), nil, "/bin/true")
-	if err := startStill(probe); untraceable(err) {
+	if err := startStill(probe); errors.As(err, new(errTracing)) {
 		t.Skip("here it is at random how deep a guest may nest, since no process may be traced: ", err)
 	} else if err != nil {
 		t.Fatal(err)
@@ -164,7 +164,7 @@ func untraceableHost() {
 	if _, _, err := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&program))); err != 0 {
 		panic(err)
 	}
-	fmt.Print(untraceable(startStill(command(context.Background(), nil, "/bin/true"))), " ")
+	fmt.Print(errors.As(startStill(command(context.Background(), nil, "/bin/true")), new(errTracing)), " ")
 	w, err := Start(context.Background(), Options{Path: os.Args[1], Protocol: Level4})
 	if err != nil {
 		panic(err)

@@ -92,7 +92,7 @@ func start(ctx context.Context, options *Options) (_ *Worker, err error) {
 		w.cmd.Env = append(w.cmd.Env, o.Env...)
 		w.cmd.Stdout, w.cmd.Stderr = o.Stdout, w.stderr
 		w.cmd.ExtraFiles = append(theirs[:], w.cmd.ExtraFiles...)
-		if err = start(w.cmd); !untraceable(err) {
+		if err = start(w.cmd); !errors.As(err, new(errTracing)) {
 			break
 		}
 	}

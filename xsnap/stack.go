@@ -21,12 +21,14 @@ const stackStart = 16 << 10
 
 // startStill starts a worker that has as much of a stack as all others, to the byte. Linux starts a stack at random, within 8 KiB, below arguments and
 // environment; and a guest can find out how much of it there is, by what nests: so deep, and there is an exception, or the worker ends. So the worker is
-// traced until its stack starts elsewhere.
+// traced until its stack starts elsewhere. The error is an errTracing if it can be started only otherwise.
 func startStill(cmd *exec.Cmd) error {
 	runtime.LockOSThread() // it is a thread that traces
 	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr.Ptrace = true
-	if err := engines.WithLimits(cmd.Start); err != nil {
+	if err := engines.WithLimits(cmd.Start); errors.Is(err, fs.ErrPermission) || errors.Is(err, errors.ErrUnsupported) {
+		return errTracing{err}
+	} else if err != nil {
 		return err
 	}
 	pid := cmd.Process.Pid
@@ -40,18 +42,16 @@ func startStill(cmd *exec.Cmd) error {
 	if err != nil && !errors.Is(err, unix.ESRCH) { // otherwise it has been killed, which others find out
 		cmd.Process.Kill()
 		cmd.Wait()
-		return fmt.Errorf("giving it a stack: %w", err)
+		return errTracing{err}
 	}
 	return nil
 }
 
-// startAnywhere is startStill where that is not allowed.
+// startAnywhere is startStill where that is not possible.
 func startAnywhere(cmd *exec.Cmd) error { return engines.WithLimits(cmd.Start) }
 
-// untraceable reports whether an error of startStill says that this process may not trace another, as behind a seccomp filter, or itself traced.
-func untraceable(err error) bool {
-	return errors.Is(err, fs.ErrPermission) || errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EIO)
-}
+// errTracing says that this process cannot trace another: it may be behind a seccomp filter, or itself traced.
+type errTracing struct{ error }
 
 // waitStopped waits until a traced process has its program, and stops before it does anything; or until it has ended.
 func waitStopped(pid int) (err error) {
@@ -71,44 +71,44 @@ func moveStack(pid int) error {
 	if err != nil {
 		return err
 	}
-	mem, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", pid), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer mem.Close()
 	sp := r.sp()
-	stack := make([]byte, end-*sp)
-	if _, err := mem.ReadAt(stack, int64(*sp)); err != nil {
+	initial, err := initialStack(pid, *sp)
+	if err != nil {
 		return err
 	}
 	start := end - stackStart
 	for start > *sp { // arguments and environment are large
 		start -= stackStart
 	}
-	if _, err := mem.WriteAt(stack[:initialSize(stack)], int64(start)); err != nil {
+	if _, err := syscall.PtracePokeData(pid, uintptr(start), initial); err != nil {
 		return err
 	}
 	*sp = start
 	return r.set(pid)
 }
 
-// initialSize returns the size of what is at the start: the number of arguments, pointers to them and to the environment, each list with a zero at
-// its end, and the auxiliary vector, pairs of which the last begins with zero (System V ABI, Process Initialization). The pointers are to what follows.
-func initialSize(stack []byte) int {
-	at := 0
-	next := func() (word uint64) {
-		word = binary.NativeEndian.Uint64(stack[at:])
-		at += 8
-		return word
+// initialStack reads what is at the start of a stack: the number of arguments, pointers to them and to the environment, each list with a zero at its end,
+// and the auxiliary vector, pairs of which the last begins with zero (System V ABI, Process Initialization). What the pointers are to comes after it.
+func initialStack(pid int, sp uint64) (initial []byte, err error) {
+	next := func() uint64 {
+		if err != nil {
+			return 0
+		}
+		at := len(initial)
+		initial = append(initial, make([]byte, 8)...)
+		_, err = syscall.PtracePeekData(pid, uintptr(sp)+uintptr(at), initial[at:])
+		return binary.NativeEndian.Uint64(initial[at:])
 	}
-	arguments := int(next())
-	at += 8 * (arguments + 1)
+	for range next() + 1 {
+		next()
+	}
 	for next() != 0 {
 	}
 	for next() != 0 {
-		at += 8
+		next()
 	}
-	return at + 8
+	next()
+	return initial, err
 }
 
 // stackEnd returns the address at which the stack of a process ends, its highest.
