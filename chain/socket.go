@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/enginery/enginery/upgrade"
 )
 
@@ -130,10 +132,33 @@ func (n *Node) read(ctx context.Context, conn net.Conn, inputs chan<- waiting) {
 		c.open.Wait()
 		close(answered)
 	}()
-	select {
-	case <-answered:
-	case <-ctx.Done():
+	for ticker := time.Tick(time.Second); !hungUp(conn); {
+		select {
+		case <-answered:
+			return
+		case <-ctx.Done():
+			return
+		case <-ticker:
+		}
 	}
+}
+
+// hungUp reports whether who is at the other end of a Unix socket does not read any more either: a result may never come.
+func hungUp(conn net.Conn) (gone bool) {
+	c, ok := conn.(*net.UnixConn)
+	if !ok {
+		return false
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return true
+	}
+	err = raw.Control(func(fd uintptr) {
+		p := []unix.PollFd{{Fd: int32(fd)}}
+		n, err := unix.Poll(p, 0)
+		gone = err == nil && n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	})
+	return gone || err != nil
 }
 
 // can says whether this node could do what an input says.
