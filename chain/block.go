@@ -82,10 +82,11 @@ type Block struct {
 	AppHash string `json:"appHash"` // after the block
 
 	Inputs     []Outcome      `json:"inputs,omitempty"`
-	Results    []Result       `json:"results,omitempty"` // that have come in this block
-	Cranks     int64          `json:"cranks"`            // besides the controller's
-	Computrons int64          `json:"computrons"`        // of them, and of inputs
-	Queue      int64          `json:"queue"`             // events in the run queue after the block
+	Results    []Result       `json:"results,omitempty"`  // that have come in this block
+	Cranks     int64          `json:"cranks"`             // besides the controller's
+	Computrons int64          `json:"computrons"`         // of them, and of inputs
+	Queue      int64          `json:"queue"`              // events in the run queue after the block
+	Leavings   bool           `json:"leavings,omitempty"` // of terminated vats something is still to be removed
 	Upgrades   *upgrade.Block `json:"upgrades"`
 	Upgraded   []string       `json:"upgraded,omitempty"` // vats
 	Failed     []string       `json:"failed,omitempty"`   // vats whose upgrade failed
@@ -96,7 +97,7 @@ type Block struct {
 
 // Busy reports whether another block would do something even without inputs.
 func (b *Block) Busy() bool {
-	return b.Queue > 0 || b.Tally.Flushed > 0 || b.Tally.Upgrading > 0 || strings.HasSuffix(b.Rollout, string(upgrade.Running)) || b.Upgrades.UpgradeCarry < 0
+	return b.Queue > 0 || b.Leavings || b.Tally.Flushed > 0 || b.Tally.Upgrading > 0 || strings.HasSuffix(b.Rollout, string(upgrade.Running)) || b.Upgrades.UpgradeCarry < 0
 }
 
 // Used returns the computrons of all that the block did: inputs, cranks, upgrades, and deliveries that had waited.
@@ -321,6 +322,9 @@ func (b *block) finish(ctx context.Context, inputs []*Input) error {
 		}
 	}
 	if b.Queue, err = kernel.Queued(ctx, &b.tx.Reader); err != nil {
+		return err
+	}
+	if b.Leavings, err = kernel.Leavings(ctx, &b.tx.Reader); err != nil {
 		return err
 	}
 	var events strings.Builder

@@ -216,6 +216,28 @@ func TestSuspended(t *testing.T) {
 	}
 }
 
+// What a terminated vat leaves behind is removed over blocks, also if there is nothing else to do.
+func TestLeavings(t *testing.T) {
+	t.Parallel()
+	s := &stage{
+		script: &script{t: t, seq: make(map[string]int)}, ctx: t.Context(),
+		n:   open(t, t.TempDir(), vattest.Engines(t, oldVersion), chain.Options{}),
+		ran: &ran{results: make(map[string]chain.Result)},
+	}
+	defer s.n.Close()
+	s.input("gov", "init", map[string]any{"version": oldVersion, "cleanUp": 3})
+	s.input("gov", "install", map[string]any{
+		"vat": "alice", "bundle": json.RawMessage(swingsettest.Bundles(t, "peer-1")[0]), "parameters": map[string]any{"name": "alice"},
+	})
+	s.input("gov", "terminate", map[string]any{"vat": "alice"})
+	s.play()
+	for _, prefix := range []string{"v1.c.", "v1.vs."} {
+		if key, err := s.n.Store().NextKey(s.ctx, prefix); err != nil || strings.HasPrefix(key, prefix) {
+			t.Errorf("after block %d there is still %s, %v", s.n.Height(), key, err)
+		}
+	}
+}
+
 // Whatever a bundle does to its worker, it is the vat's fault: no vat is installed, an upgrade fails, and the chain goes on.
 func TestHostileBundles(t *testing.T) {
 	t.Parallel()

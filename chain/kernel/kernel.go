@@ -410,6 +410,12 @@ func (k *Kernel) CleanUp(ctx context.Context, tx *swingstore.Tx, limit int) (n i
 	return n, err
 }
 
+// Leavings reports whether CleanUp has something to remove.
+func Leavings(ctx context.Context, r *swingstore.Reader) (bool, error) {
+	list, err := optional(r.Get(ctx, "vats.terminated"))
+	return list != "" && list != "[]", err
+}
+
 // Syscall answers a syscall, as the vats' Host.
 func (k *Kernel) Syscall(ctx context.Context, tx *swingstore.Tx, id string, syscall []byte) ([]byte, error) {
 	s := k.in(ctx, tx)
