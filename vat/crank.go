@@ -290,7 +290,9 @@ func (v *Vat) maybeSnapshot(ctx context.Context, tx *swingstore.Tx, r *Result) e
 	w := swingstore.NewSnapshotWriter()
 	stop := context.AfterFunc(ctx, v.m.Kill)
 	err = v.m.Snapshot(context.WithoutCancel(ctx), w, !v.o.KeepWorker)
-	stop()
+	if !stop() && err == nil {
+		err = xsnap.ErrKilled // or is about to be
+	}
 	if err = causeOf(ctx, err); err != nil {
 		if r.Problem = fault(err); r.Problem != "" {
 			return errUndo // its heap is too large for one, or nested too deep

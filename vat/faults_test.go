@@ -402,6 +402,32 @@ func TestWorkerDiesInSnapshot(t *testing.T) {
 	}
 }
 
+// A context that ends when the heap snapshot is taken, and only the old worker is still there, ends the crank with the new one.
+func TestContextEndsAfterSnapshot(t *testing.T) {
+	t.Parallel()
+	ended := filepath.Join(t.TempDir(), "ended")
+	s, v := start(t, "faults", Incarnation{}, func(o *Options) {
+		slow := *engine(t, newer, "linux/amd64")
+		slow.Worker.Emulator = []string{"/bin/sh", "-c", `"$0" "$@"; status=$?; echo > ` + ended + `; sleep 1; exit $status`}
+		o.SnapshotInitial, o.Engines = 3, only(&slow)
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(ended); err == nil {
+				cancel()
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	same := unchanged(t, s)
+	if r, err := v.Crank(ctx, s, message("p-50", "count", "[]")); !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	same()
+	wantCall(t, s, v, "count", "[]", "1")
+}
+
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
