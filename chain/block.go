@@ -144,6 +144,9 @@ type block struct {
 }
 
 func (n *Node) make(ctx context.Context, inputs []*Input) (*Block, error) {
+	if cause := context.Cause(ctx); cause != nil {
+		return nil, cause
+	}
 	n.warm(ctx, inputs)
 	before := n.settings
 	tx, err := n.store.Begin()

@@ -454,6 +454,23 @@ func TestFeedAgain(t *testing.T) {
 	}
 }
 
+// A node that is stopped makes no further block, also of those that have nothing to do.
+func TestStopped(t *testing.T) {
+	t.Parallel()
+	n := open(t, t.TempDir(), func(string) (*vat.Engine, error) { return nil, nil }, chain.Options{})
+	defer n.Close()
+	enough := errors.New("enough")
+	ctx, stop := context.WithCancelCause(t.Context())
+	err := n.Feed(ctx, strings.NewReader(`{"type":"block","height":7}`), "", func(b *chain.Block) {
+		if b.Height == 3 {
+			stop(enough)
+		}
+	})
+	if !errors.Is(err, enough) || n.Height() != 3 {
+		t.Errorf("stopped after block 3: it is at %d, %v", n.Height(), err)
+	}
+}
+
 // A node that is to keep fewer records than before removes all that are older.
 func TestKeepFewer(t *testing.T) {
 	t.Parallel()
