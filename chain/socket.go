@@ -256,11 +256,15 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// Listen listens on a Unix socket that only this user may write to. The node's lock says that nobody else does.
+// Listen listens on a Unix socket that only this user may write to.
 func (n *Node) Listen(path string) (net.Listener, error) {
 	if info, err := os.Stat(path); err == nil {
 		if info.Mode()&os.ModeSocket == 0 {
 			return nil, fmt.Errorf("listening on %s: it is there already, and no socket", path)
+		}
+		if conn, err := net.Dial("unix", path); err == nil {
+			conn.Close()
+			return nil, fmt.Errorf("listening on %s: another process does already", path)
 		}
 		if err := os.Remove(path); err != nil { // of a node that was killed
 			return nil, err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -57,5 +58,37 @@ func TestClientStalls(t *testing.T) {
 	stop()
 	if err := <-served; !errors.Is(err, context.Canceled) {
 		t.Error(err)
+	}
+}
+
+// A socket that a node has left behind is taken over, and nothing else that is there.
+func TestListen(t *testing.T) {
+	t.Parallel()
+	n := open(t, t.TempDir(), func(string) (*vat.Engine, error) { return nil, nil }, chain.Options{})
+	defer n.Close()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := n.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // as if it were killed
+	if _, err := n.Listen(path); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("somebody listens already: %v", err)
+	}
+	if conn, err := net.Dial("unix", path); err != nil {
+		t.Errorf("afterwards: %v", err)
+	} else {
+		conn.Close()
+	}
+	l.Close()
+	if l, err = n.Listen(path); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.Listen(path); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a file: %v", err)
 	}
 }
