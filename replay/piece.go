@@ -241,10 +241,13 @@ func (p *player) playEntries(ctx context.Context, entries <-chan entry, i int) e
 	}
 	if p.id.End < p.end && last != "save-snapshot" && last != "shutdown-worker" {
 		p.count(Structure)
-		p.list(Difference{Position: p.id.End - 1, Delivery: last, Dimension: Structure, Expected: "save-snapshot or shutdown-worker at the end of the span", Got: last})
+		p.list(Difference{Position: p.id.End - 1, Delivery: last, Dimension: Structure, Expected: spanEnd, Got: last})
 	}
 	return nil
 }
+
+// spanEnd is expected at the end of a span that is not the vat's last.
+const spanEnd = "save-snapshot or shutdown-worker at the end of the span"
 
 // kinds are those of the deliveries that a supervisor takes.
 var kinds = []string{"message", "notify", "dropExports", "retireExports", "retireImports", "changeVatOptions", "startVat", "stopVat", "bringOutYourDead"}

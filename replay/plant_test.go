@@ -236,3 +236,26 @@ func TestDamagedAndKnown(t *testing.T) {
 		t.Errorf("expected identical, found %s", show(t, span))
 	}
 }
+
+// A span that ends otherwise than a span does is found, and what is found is reproduced, if there is a version to reproduce it on.
+func TestSpanEnd(t *testing.T) {
+	t.Parallel()
+	e := engine(t, swingsettest.Version, amd64, recipes.Release)
+	store := swingsettest.Store(t)
+	swingsettest.Plant(t, store, "v6", 4, `["save-snapshot"]`, `["bringOutYourDead"]`)
+	swingsettest.Plant(t, store, "v6", 6, `"computrons":`, `"computrons":1`)
+	r := run(t, open(t, store), e, replay.Options{Vats: []string{"v6"}, Reproducers: t.TempDir()}).Vats[0].Runs[0]
+	if r.Differences[replay.Structure] != 1 || r.Spans[0].Listed[0].Position != 4 {
+		t.Errorf("%s", show(t, r.Spans))
+	}
+	for _, s := range r.Spans {
+		for _, d := range s.Listed {
+			if d.Reproducer == "" {
+				continue
+			}
+			if again, err := replay.Reproduce(t.Context(), d.Reproducer, e, replay.Options{}); err != nil || !again.Reproduced {
+				t.Errorf("%v %s", err, show(t, again))
+			}
+		}
+	}
+}
