@@ -93,7 +93,7 @@ func (w *Worker) saveToPipe(dst io.Writer) (size int64, failed, err error) {
 // start a worker from what dst gets, and takes less time. Both workers live on; after an error, of dst too, there is none but this one.
 func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 	life, end := context.WithCancel(ctx)
-	f := &fork{life: life, dst: dst, pipe: make(chan io.Writer, 1), saved: make(chan error, 1)}
+	f := &fork{life: life, dst: dst, pipe: make(chan io.Writer, 1), started: make(chan struct{}), saved: make(chan error, 1)}
 	o := w.o
 	o.Snapshot, o.SnapshotSHA256, o.fork = nil, "", f
 	type started struct {
@@ -104,7 +104,7 @@ func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 	stop := context.AfterFunc(w.handling, end) // a worker that does not load its heap does not outlast this one
 	go func() {
 		next, err := Start(ctx, o)
-		close(f.pipe)
+		close(f.started)
 		start <- started{next, err}
 	}()
 	err := errors.New("writing it panicked")
@@ -136,17 +136,20 @@ func (w *Worker) Fork(ctx context.Context, dst io.Writer) (*Worker, error) {
 
 // fork passes a heap snapshot on to dst and to the worker that starts from it.
 type fork struct {
-	life  context.Context // that worker's process ends with it
-	dst   io.Writer
-	pipe  chan io.Writer // of that worker, once; closed when it takes no more
-	next  io.Writer      // what came from pipe
-	lost  error          // why next does not have all
-	saved chan error     // of the worker whose heap it is
+	life    context.Context // that worker's process ends with it
+	dst     io.Writer
+	pipe    chan io.Writer // of that worker, once; it may come when nobody waits for it any more
+	started chan struct{}  // closed when that worker takes no more
+	next    io.Writer      // what came from pipe
+	lost    error          // why next does not have all
+	saved   chan error     // of the worker whose heap it is
 }
 
 func (f *fork) Write(p []byte) (int, error) {
 	if f.next == nil {
-		if f.next = <-f.pipe; f.next == nil {
+		select {
+		case f.next = <-f.pipe:
+		case <-f.started:
 			f.next = io.Discard // Start says why
 		}
 	}

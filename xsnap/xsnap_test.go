@@ -696,6 +696,20 @@ func TestSnapshotReader(t *testing.T) {
 	})
 }
 
+// A new worker that has ended, and Start with it, before anything was passed on to it is none for who then takes the heap from it.
+func TestForkTooLate(t *testing.T) {
+	var heap bytes.Buffer
+	f := &fork{dst: &heap, pipe: make(chan io.Writer, 1), started: make(chan struct{}), saved: make(chan error, 1)}
+	close(f.started)
+	if _, err := f.Write([]byte("heap")); err != nil || heap.String() != "heap" {
+		t.Errorf("%q, %v", heap.String(), err)
+	}
+	f.saved <- io.ErrClosedPipe
+	if _, err := (&source{fork: f}).WriteTo(io.Discard); err != io.ErrClosedPipe {
+		t.Error(err)
+	}
+}
+
 func TestFork(t *testing.T) {
 	for _, level := range []int{Level3, Level4} {
 		t.Run(fmt.Sprintf("level %d", level), func(t *testing.T) {
