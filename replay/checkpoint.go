@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/enginery/enginery/internal/cas"
+	"github.com/enginery/enginery/replay/transcripts"
 	"github.com/enginery/enginery/swingstore"
 	"github.com/enginery/enginery/vat"
 	"github.com/google/renameio/v2"
@@ -179,15 +180,22 @@ func (p *player) goOn(ctx context.Context) (done int, err error) {
 // verified returns what is known of a piece, or of its first spans, if the source still has what it is a result of, and otherwise nil.
 func (p *piece) verified(ctx context.Context, r *result) (*result, error) {
 	for i := range r.Spans {
-		for _, err := range p.run.source.Items(ctx, p.spans[i]) {
-			var damaged *swingstore.DamagedError
-			if errors.As(err, &damaged) || errors.Is(err, swingstore.ErrPruned) {
-				return nil, nil // what is wrong comes out when it is replayed
-			}
-			if err != nil {
-				return nil, err
-			}
+		if has, err := hasSpan(ctx, p.run.source, p.spans[i]); !has {
+			return nil, err // nil: what is wrong comes out when it is replayed
 		}
 	}
 	return r, nil
+}
+
+// hasSpan reports whether a source has the items of a span, undamaged.
+func hasSpan(ctx context.Context, source transcripts.Source, s swingstore.Span) (bool, error) {
+	for _, err := range source.Items(ctx, s) {
+		if lacking(err) != nil {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return true, nil
 }

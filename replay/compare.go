@@ -363,8 +363,12 @@ func tryIncarnation(ctx context.Context, source transcripts.Source, v swingstore
 	if err != nil {
 		return w, err
 	}
-	if found, err := c.read(a, &w); err != nil || found {
+	if has, err := hasSpan(ctx, source, current); err != nil {
 		return w, err
+	} else if has {
+		if found, err := c.read(a, &w); err != nil || found {
+			return w, err
+		}
 	}
 	if err := copyBundle(ctx, tx, source, v.BundleID); err != nil {
 		return w, err
