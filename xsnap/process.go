@@ -207,8 +207,13 @@ func (w *Worker) lost(err error) error {
 	case <-w.exited:
 		return w.exit
 	case <-time.After(patience):
+	}
+	w.kill()
+	var exit *ExitError
+	if errors.As(w.exit, &exit) && exit.Signal == syscall.SIGKILL {
 		return &ProtocolError{fmt.Sprintf("it closed a pipe and lived on: %v", err)}
 	}
+	return w.exit // it had ended by itself, and this host was late to find out
 }
 
 // fail ends the worker after an error that leaves it in an unknown state, and returns why it ended.

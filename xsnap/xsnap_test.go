@@ -299,6 +299,18 @@ func TestExit(t *testing.T) {
 	})
 }
 
+// A worker's end is what it was, however long it takes to find out.
+func TestLateExit(t *testing.T) {
+	defer func(d time.Duration) { patience = d }(patience)
+	patience = 100 * time.Millisecond
+	o := native.options(t)
+	// What has its standard error, and is not in its process group, is waited for longer than that.
+	o.Emulator = []string{"/bin/sh", "-c", `setsid sleep 3 3<&- 4>&- 7>&- 8<&- & exec "$0" "$@"`}
+	o.MeteringLimit = 1_000_000
+	_, err := begin(t, o).Evaluate("for (;;) {}")
+	wantExit(t, err, ExitTooMuchComputation, 0)
+}
+
 // TestRelativePath probes an engine at a relative path: the probe has a working directory of its own.
 func TestRelativePath(t *testing.T) {
 	o := native.options(t)
