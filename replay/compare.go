@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	repb "github.com/bazelbuild/remote-apis/build/bazel/remote/execution/v2"
@@ -155,7 +156,8 @@ func adopt(spans []Span, from, to *vat.Engine, passes Level, reload bool) Way {
 		return w
 	}
 	last := spans[len(spans)-1]
-	r := replayed(spans)
+	// An earlier heap snapshot that the version does not load says nothing of the one in use.
+	r := replayed(slices.DeleteFunc(slices.Clone(spans), func(s Span) bool { return s.Outcome == Refused }))
 	w.Computrons = r.Computrons.Got
 	hash := ""
 	if n, _ := fmt.Sscanf(last.From, "snapshot %s", &hash); n == 1 {

@@ -121,6 +121,8 @@ func TestCompareInVain(t *testing.T) {
 	deaf.Worker.Path = wrap(t, from.Worker.Path, `case "$*" in *" -r "*) echo cannot read snapshot >&2; exit 2;; esac`)
 	mute := *to
 	mute.Worker.Path = wrap(t, to.Worker.Path, "exec sleep 1000")
+	picky := *to // it does not load the first heap snapshot that it gets
+	picky.Worker.Path = wrap(t, to.Worker.Path, `case "$*" in *" -r "*) mkdir `+t.TempDir()+`/first 2>/dev/null && exit 2;; esac`)
 	cache := t.TempDir()
 	compare(t, storeWithHeaps(t), from, to, replay.Options{Vats: []string{"v4"}, Cache: cache})
 	for _, test := range []struct {
@@ -146,6 +148,10 @@ func TestCompareInVain(t *testing.T) {
 			[3]string{"identical", "identical", "a new incarnation starts on agoric-upgrade-16; agoric-upgrade-22 does not bring it back"},
 		},
 		{
+			"the new version, which does not load an earlier heap snapshot", "", from, &picky, replay.Resume,
+			[3]string{"loads its heap snapshot", "identical", "starts on agoric-upgrade-16"},
+		},
+		{
 			"the new version, which does not answer", "", from, &mute, replay.Stay,
 			[3]string{"divergent", "divergent", "does not start on agoric-upgrade-16 within 5s"},
 		},
@@ -159,8 +165,11 @@ func TestCompareInVain(t *testing.T) {
 			if test.sql != "" {
 				swingsettest.Change(t, path, test.sql)
 			}
-			if test.to == &mute {
+			switch test.to {
+			case &mute:
 				o.Timeout = 5 * time.Second
+			case &picky:
+				o.Jobs, o.KeepWorker = 1, true
 			}
 			v := compare(t, path, test.from, test.to, o).Classification.Vats[0]
 			if v.Class != test.class || !slices.EqualFunc(v.Ways, test.reasons[:], func(w replay.Way, want string) bool { return strings.Contains(w.Reason, want) }) {
