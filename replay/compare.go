@@ -46,6 +46,7 @@ func Compare(ctx context.Context, source transcripts.Source, from, to *vat.Engin
 	if err != nil {
 		return nil, err
 	}
+	a.versions, b.versions = append(a.versions, to), append(b.versions, from)
 	m := b.from(FromBundles)
 	m.keep = o.Snapshots
 	vats, err := choose(ctx, source, o.Vats) // once: a node may be adding and removing some

@@ -89,6 +89,10 @@ func TestTranscriptFile(t *testing.T) {
 			t.Errorf("expected %q: %s", test.want, show(t, r))
 		}
 	}
+	to := engine(t, "agoric-upgrade-18", amd64, recipes.Release) // which has other bundles
+	if r := compare(t, path, e, to, replay.Options{}).Vats[0].Runs[replay.ColumnMigration]; !r.Whole() {
+		t.Errorf("%s", show(t, r))
+	}
 }
 
 // What becomes of a worker is a result; what becomes of this machine is not.

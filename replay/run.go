@@ -60,6 +60,8 @@ type runner struct {
 	scripts *bundles[vat.Script]
 	pause   time.Duration // between two checkpoints
 	keep    string        // folder for the heap snapshots from which vats go on; "": none
+
+	versions []*vat.Engine // whose bundles are at hand
 }
 
 func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o Options) (*runner, error) {
@@ -69,7 +71,7 @@ func newRunner(ctx context.Context, source transcripts.Source, e *vat.Engine, o 
 	}
 	r := &runner{
 		source: source, engine: e, files: files, pause: checkpointPause, timeout: cmp.Or(o.Timeout, DefaultTimeout),
-		bundles: newBundles[[]byte](), scripts: newBundles[vat.Script](),
+		bundles: newBundles[[]byte](), scripts: newBundles[vat.Script](), versions: []*vat.Engine{e},
 		column: Column{
 			Version: e.Version, Debug: e.Worker.Debug, Engine: "sha256:" + files.worker.Hash, Start: cmp.Or(o.Start, FromSnapshots), Bundles: BundlesRecorded, Reload: !o.KeepWorker,
 		},
@@ -97,15 +99,26 @@ func (r *runner) bundle(ctx context.Context, id string) ([]byte, error) {
 	return r.bundles.get(id, func() ([]byte, error) { return r.source.Bundle(ctx, id) })
 }
 
-// script returns a lockdown or supervisor bundle: the version's own if it is given, or else by its ID, of the source or the version.
+// published returns a lockdown or supervisor bundle of one of the versions at hand, or nil.
+func (r *runner) published(id string) []byte {
+	for _, e := range r.versions {
+		if e.Lockdown == nil || e.Supervisor == nil {
+			continue
+		}
+		if b, err := e.Bundle(id); err == nil {
+			return b
+		}
+	}
+	return nil
+}
+
+// script returns a lockdown or supervisor bundle: the version's own if it is given, or else by its ID, of the source or of a version at hand.
 func (r *runner) script(ctx context.Context, id string, own []byte) (vat.Script, error) {
 	return r.scripts.get(id, func() (_ vat.Script, err error) {
 		if own == nil {
 			own, err = r.source.Bundle(ctx, id)
-			if s := lacking(err); s != nil && s.outcome == Unavailable && r.engine.Lockdown != nil && r.engine.Supervisor != nil {
-				if b, err := r.engine.Bundle(id); err == nil {
-					own = b
-				}
+			if s := lacking(err); s != nil && s.outcome == Unavailable {
+				own = r.published(id)
 			}
 			if own == nil {
 				return "", err
