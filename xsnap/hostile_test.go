@@ -141,7 +141,11 @@ func TestHostile(t *testing.T) {
 	evaluate := func(w *Worker) error { _, err := w.Evaluate("1"); return err }
 	again := func(w *Worker) error { evaluate(w); return evaluate(w) }
 	save := func(w *Worker) error { _, err := w.Snapshot(io.Discard); return err }
-	fork := func(w *Worker) error { _, err := w.Fork(context.Background(), io.Discard); return err }
+	fork := func(w *Worker) error {
+		w.o.Stdout = nil // a buffer is for one
+		_, err := w.Fork(context.Background(), io.Discard)
+		return err
+	}
 	command := func(w *Worker) error { _, err := w.Command(make([]byte, 1<<20)); return err }
 	protocol := func(reason string) func(error) bool {
 		return func(err error) bool {
