@@ -73,16 +73,22 @@ func (s *state) collect() {
 			if reachable > 0 {
 				continue
 			}
-			switch owner := s.owner(ref); {
-			case owner != "":
+			switch owner := s.get(ref + ".owner"); {
+			case owner == "" && recognizable == 0:
+				s.deleteObject(ref)
+			case owner == "": // it was retired or abandoned, and goes with the last who recognizes it
+				for _, vat := range s.vats() {
+					if s.get(clistKey(vat, ref)) != "" {
+						actions = append(actions, vat+" retireImport "+ref)
+					}
+				}
+			case !s.isTerminated(owner): // that of one which is not cleaned up yet stays so long
 				if _, reaches := s.clist(owner, ref); reaches {
 					actions = append(actions, owner+" dropExport "+ref)
 				}
 				if recognizable == 0 {
 					actions = append(actions, owner+" retireExport "+ref)
 				}
-			case recognizable == 0 && s.get(ref+".owner") == "": // that of a vat which is not cleaned up yet stays so long
-				s.deleteObject(ref)
 			}
 		}
 	}

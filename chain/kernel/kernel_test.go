@@ -343,44 +343,78 @@ func TestVats(t *testing.T) {
 	t.Log(before, "keys before cleaning up,", len(m.dump()), "after")
 }
 
+// recognized makes two vats, of which the first has an object that the second recognizes and does not hold.
+func (m *machine) recognized() (alice, bob string) {
+	m.t.Helper()
+	alice = m.install("alice", "peer-1", map[string]any{"name": "alice"})
+	bob = m.install("bob", "recognizer", nil)
+	m.call(`#"it"`, alice, "give", ref(bob), "it")
+	m.look(bob, "count")
+	m.wantThings(alice, 1, bob, 1)
+	return alice, bob
+}
+
+// look has a vat look for garbage: it does so before heap snapshots.
+func (m *machine) look(id, method string) {
+	m.t.Helper()
+	for range snapshotInterval + 5 {
+		m.send(id, method)
+	}
+	m.run()
+}
+
+// wantThings checks how many objects one vat has besides its root, and how many another recognizes.
+func (m *machine) wantThings(owner string, owned int, importer string, recognized int) {
+	m.t.Helper()
+	o, r := 0, 0
+	all := m.dump()
+	for key, value := range all {
+		if object, is := strings.CutSuffix(key, ".owner"); is && value == owner && object != all[owner+".c.o+0"] {
+			o++
+		}
+		if strings.HasPrefix(key, importer+".c.ko") && strings.HasPrefix(value, "_ ") {
+			r++
+		}
+	}
+	if o != owned || r != recognized {
+		m.t.Fatalf("%s has %d objects, and %s recognizes %d, expected %d and %d", owner, o, importer, r, owned, recognized)
+	}
+}
+
 // An object is retired that only a terminated vat still recognizes, before what that vat leaves behind is removed.
 func TestRetiredBeforeCleanUp(t *testing.T) {
 	t.Parallel()
 	m := start(t)
-	alice := m.install("alice", "peer-1", map[string]any{"name": "alice"})
-	bob := m.install("bob", "recognizer", nil)
-	m.call(`#"it"`, alice, "give", ref(bob), "it")
-	things := func() (owned, recognized int) {
-		for key, value := range m.dump() {
-			if object, is := strings.CutSuffix(key, ".owner"); is && value == alice && object != m.dump()[alice+".c.o+0"] {
-				owned++
-			}
-			if strings.HasPrefix(key, bob+".c.ko") && strings.HasPrefix(value, "_ ") {
-				recognized++
-			}
-		}
-		return owned, recognized
-	}
-	collect := func(id, method string, args ...any) { // bringOutYourDead comes before heap snapshots
-		for range 25 {
-			m.send(id, method, args...)
-		}
-		m.run()
-	}
-	collect(bob, "count")
-	if owned, recognized := things(); owned != 1 || recognized != 1 {
-		t.Fatalf("alice has %d things, and bob recognizes %d, expected 1 and 1", owned, recognized)
-	}
+	alice, bob := m.recognized()
 	m.update(func(tx *swingstore.Tx) error { return m.k.Terminate(m.ctx, tx, bob, "no longer wanted") })
-	collect(alice, "report")
-	if owned, recognized := things(); owned != 0 || recognized != 1 {
-		t.Fatalf("alice has %d things, and bob recognizes %d, expected 0 and 1", owned, recognized)
-	}
+	m.look(alice, "report")
+	m.wantThings(alice, 0, bob, 1)
 	m.update(func(tx *swingstore.Tx) error {
 		_, err := m.k.CleanUp(m.ctx, tx, 1000)
 		return err
 	})
 	m.audit()
+}
+
+// Who recognizes an object is told also if it goes with its vat.
+func TestOrphaned(t *testing.T) {
+	t.Parallel()
+	m := start(t)
+	alice, bob := m.recognized()
+	m.update(func(tx *swingstore.Tx) error { return m.k.Terminate(m.ctx, tx, alice, "no longer wanted") })
+	m.run()
+	m.wantThings(alice, 1, bob, 1)
+	m.update(func(tx *swingstore.Tx) error {
+		_, err := m.k.CleanUp(m.ctx, tx, 1000)
+		return err
+	})
+	m.run()
+	m.wantThings(alice, 0, bob, 0)
+	for key := range m.dump() {
+		if object, is := strings.CutSuffix(key, ".refCount"); is && m.dump()[object+".owner"] == "" && !strings.HasPrefix(object, "kp") {
+			t.Errorf("nobody has or recognizes %s, and it is still there", object)
+		}
+	}
 }
 
 // An upgrade ends what a vat had promised and what does not outlive its incarnation; one that fails ends nothing.

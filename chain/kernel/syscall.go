@@ -136,26 +136,9 @@ func (s *state) garbage(id, kind, vref string) {
 		s.clearReachable(id, object)
 	case "retireImports":
 		s.forget(id, object)
-	case "abandonExports":
+	case "abandonExports", "retireExports":
 		s.abandon(id, object)
-	case "retireExports":
-		s.forget(id, object)
-		s.retire(object)
 	}
-}
-
-// retire takes an object that nobody reaches from its vat, and has those told that recognize it. It goes with the last of them; a vat
-// that was terminated is one of them until it is cleaned up.
-func (s *state) retire(object string) {
-	var actions []string
-	for _, vat := range s.vats() {
-		if s.get(clistKey(vat, object)) != "" {
-			actions = append(actions, vat+" retireImport "+object)
-		}
-	}
-	s.addActions(actions)
-	s.delete(object + ".owner")
-	s.k.free[object] = true
 }
 
 // translate returns a delivery in its vat's words, and nil if nothing of it is to be delivered any more.
