@@ -181,7 +181,7 @@ func TestWatchTerminal(t *testing.T) {
 	c.sees("about 2 blocks to go", "active")
 	// A block later it shows that, in the same place.
 	block()
-	c.sees("block 3, app hash "+n.AppHash()[:40], "running, about 1 block to go", "1 upgraded, 1 failed, 0 skipped of 3", "bank", "suspended, paused", "Error: version 2 does not")
+	c.sees("block 3, app hash "+n.AppHash()[:40], "running, about 1 block to go", "1 upgraded, 1 failed, 0 skipped of 3", "bank", "suspended, paused", "was "+from, "Error: version 2 does")
 	if screen := c.screen(); strings.Count(screen, "app hash") != 1 || strings.Contains(screen, "block 2, ") {
 		t.Errorf("something of the block before is left:\n%s", screen)
 	}
