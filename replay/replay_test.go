@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/enginery/enginery/internal/enginetest"
 	"github.com/enginery/enginery/internal/swingsettest"
@@ -33,7 +33,7 @@ func engine(t testing.TB, version, platform, goal string) *vat.Engine {
 	return e
 }
 
-const amd64 = "linux/amd64"
+const amd64, arm64 = "linux/amd64", "linux/arm64"
 
 // metered returns an engine that is compiled of a version's sources with another metering: what counts as one computron in most places
 // counts as two.
@@ -96,66 +96,42 @@ func show(t testing.TB, v any) string {
 	return string(b)
 }
 
-// The store that the real kernel has left replays as it was recorded, to the last byte of each heap.
+// soakEnv has the kernel run anew, and all that it leaves replayed in every way: it takes minutes.
+const soakEnv = "ENGINERY_REPLAY_SOAK"
+
+// The store that the real kernel has left replays as it was recorded, to the last byte of each heap: from the vats' starts, and from heap snapshots,
+// where each span is a piece of its own.
 func TestIdentical(t *testing.T) {
 	t.Parallel()
-	begun := time.Now()
-	r := run(t, open(t, swingsettest.Store(t)), engine(t, swingsettest.Version, amd64, recipes.Release), replay.Options{})
-	t.Log(time.Since(begun))
-	for _, v := range r.Vats {
-		run := v.Runs[0]
-		if run.Level != replay.Identical || !run.Whole() {
-			t.Errorf("%s", show(t, run.Spans))
-		}
-		t.Logf("%s %s: %d deliveries, %d spans, %.2f s", v.ID, run.Level, run.Deliveries, v.Spans, run.Seconds)
+	whole, withHeaps, vats := swingsettest.Store(t), storeWithHeaps(t), madeOf
+	if os.Getenv(soakEnv) != "" {
+		whole = filepath.Join(swingsettest.Run(t), "store")
+		withHeaps, vats = whole, nil
 	}
-}
-
-// With heap snapshots each span is a piece of its own, and nothing else changes.
-func TestIdenticalFromSnapshots(t *testing.T) {
-	t.Parallel()
-	s := open(t, storeWithHeaps(t))
 	for _, test := range []struct {
-		platform string
-		o        replay.Options
+		name, store, platform string
+		o                     replay.Options
 	}{
-		{amd64, replay.Options{Vats: madeOf}},
-		{amd64, replay.Options{Vats: []string{"v5"}, KeepWorker: true, Start: replay.FromBundles}},
-		{"linux/arm64", replay.Options{Vats: []string{"v6"}}},
+		{"from the start", whole, amd64, replay.Options{Start: replay.FromBundles}},
+		{"from the start on arm64", whole, arm64, replay.Options{Start: replay.FromBundles}},
+		{"from snapshots", withHeaps, amd64, replay.Options{Vats: vats}},
+		{"from snapshots on arm64", withHeaps, arm64, replay.Options{Vats: vats}},
+		{"without reloads", whole, amd64, replay.Options{Vats: []string{"v5"}, KeepWorker: true, Start: replay.FromBundles}},
 	} {
-		t.Run(test.platform, func(t *testing.T) {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r := run(t, s, engine(t, swingsettest.Version, test.platform, recipes.Release), test.o)
+			r := run(t, open(t, test.store), engine(t, swingsettest.Version, test.platform, recipes.Release), test.o)
 			for _, v := range r.Vats {
 				run := v.Runs[0]
 				if run.Level != replay.Identical || !run.Whole() {
 					t.Errorf("%s", show(t, run.Spans))
 				}
-				if n := len(run.Spans); test.o.Start == "" && !strings.HasPrefix(run.Spans[n-1].From, "snapshot ") {
-					t.Errorf("the last span of %s starts from %s", v.ID, run.Spans[n-1].From)
+				if last := run.Spans[len(run.Spans)-1]; test.o.Start == "" && slices.Contains(madeOf, v.ID) && !strings.HasPrefix(last.From, "snapshot ") {
+					t.Errorf("the last span of %s starts from %s", v.ID, last.From)
 				}
+				t.Logf("%s: %d deliveries, %d spans", v.ID, run.Deliveries, v.Spans)
 			}
 		})
-	}
-}
-
-// The kernel's own heap snapshots, and all spans, archived or not: it takes minutes.
-func TestIdenticalAll(t *testing.T) {
-	if os.Getenv("ENGINERY_REPLAY_SOAK") == "" {
-		t.Skipf("NOT TESTED: %s, which takes minutes: set ENGINERY_REPLAY_SOAK=1 to run the kernel, and replay all that it leaves on both platforms", t.Name())
-	}
-	dir := swingsettest.Run(t)
-	s := open(t, filepath.Join(dir, "store"))
-	for _, platform := range []string{amd64, "linux/arm64"} {
-		e := engine(t, swingsettest.Version, platform, recipes.Release)
-		for _, start := range []replay.Start{replay.FromSnapshots, replay.FromBundles} {
-			r := run(t, s, e, replay.Options{Start: start})
-			if total := r.Totals(0); total.Level != replay.Identical || !total.Whole() {
-				t.Errorf("%s from %s: %s", platform, start, show(t, total))
-			} else {
-				t.Logf("%s from %s: %d deliveries in %v spans", platform, start, total.Deliveries, total.Count)
-			}
-		}
 	}
 }
 
